@@ -1,0 +1,12 @@
+//! Leader/follower replication on fixed-slot storage.
+//!
+//! Records of bounded size live in memory-mapped slots, one file per shard. A leader takes writes;
+//! every write pushes the slot's image into a ring per attached follower; a link per shard and
+//! follower first scans the shard's slots, then streams the ring.
+
+pub mod clock;
+pub mod region;
+pub mod slot;
+pub mod stop;
+
+pub use slot::{Geometry, Seq, ShardIndex, SlotIndex};
