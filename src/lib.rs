@@ -6,6 +6,8 @@
 
 pub mod clock;
 pub mod region;
+pub mod ring;
+pub mod shard;
 pub mod slot;
 pub mod stop;
 

@@ -1,0 +1,436 @@
+//! The first page of a shard file. Little-endian.
+//!
+//! Identity, written once:
+//!
+//! | offset | size | field             | meaning                                       |
+//! |-------:|-----:|-------------------|-----------------------------------------------|
+//! |      0 |    8 | magic             | `SLOTSTRM`                                    |
+//! |      8 |    4 | format version    | 1                                             |
+//! |     12 |    2 | shard index       |                                               |
+//! |     14 |    2 | shard count       |                                               |
+//! |     16 |   16 | store id          | UUID, same in all shards and all followers    |
+//! |     32 |    2 | key capacity      | bytes                                         |
+//! |     34 |    2 | value capacity    | bytes                                         |
+//! |     36 |    2 | shard prefix bits | 0 = the whole key decides its shard           |
+//! |     38 |    2 | zero              |                                               |
+//! |     40 |    4 | slot stride       | bytes from slot to slot                       |
+//! |     44 |    4 | slots offset      | bytes from the file's start to slot 0         |
+//! |     48 |    4 | crc               | CRC-32 of bytes 0 to 48                       |
+//!
+//! State, two copies at 1024 and 2048, written in turn; the valid one with the higher counter counts:
+//!
+//! | offset | size | field           | meaning                                            |
+//! |-------:|-----:|-----------------|----------------------------------------------------|
+//! |      0 |    4 | crc             | CRC-32 of bytes 4 to the end of the lineage        |
+//! |      4 |    4 | slots formatted | slots below this have a status                     |
+//! |      8 |    8 | counter         |                                                    |
+//! |     16 |    8 | seq reserved    | no seq above this was used; 0 = no window is kept  |
+//! |     24 |   16 | boot id         | of the last opener's machine                       |
+//! |     40 |    8 | mount id        | unique mount id of the last opener's file system   |
+//! |     48 |    8 | clean seq       | last seq at an orderly close; all ones = not closed |
+//! |     56 |    2 | lineage length  | terms, 1 to 48                                     |
+//! |     58 |    6 | zero            |                                                    |
+//! |     64 | 16 n | lineage         | epoch u64, first seq u64; oldest first             |
+//!
+//! Progress of a follower, two copies at 3072 and 3136, written in turn:
+//!
+//! | offset | size | field         | meaning                                              |
+//! |-------:|-----:|---------------|------------------------------------------------------|
+//! |      0 |    4 | crc           | CRC-32 of bytes 4 to 40                              |
+//! |      4 |    4 | zero          |                                                      |
+//! |      8 |    8 | counter       |                                                      |
+//! |     16 |    8 | epoch         | of the watermark                                     |
+//! |     24 |    8 | seq           | the watermark                                        |
+//! |     32 |    8 | consistent at | see [`Progress`]                                     |
+//!
+//! The redo record lies at 4096 (see [`crate::shard`]), the slots behind it, both page-aligned.
+
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use crate::slot::image::{RECORD_HEADER_SIZE, read_u16, read_u32, read_u64};
+use crate::slot::{Geometry, Seq, ShardIndex};
+
+/// Bytes of the header.
+pub const HEADER_PAGE_SIZE: usize = 4096;
+/// Format that this build writes, and the only one it reads.
+pub const FORMAT_VERSION: u32 = 1;
+/// Terms that a lineage holds; older ones are dropped.
+pub const LINEAGE_LEN_MAX: usize = 48;
+
+const MAGIC: [u8; 8] = *b"SLOTSTRM";
+const IDENTITY_SIZE: usize = 52;
+const STATE_OFFSETS: [usize; 2] = [1024, 2048];
+const STATE_FIXED_SIZE: usize = 64;
+const TERM_SIZE: usize = 16;
+const PROGRESS_OFFSETS: [usize; 2] = [3072, 3136];
+const PROGRESS_SIZE: usize = 40;
+const NOT_CLOSED: u64 = u64::MAX;
+const PAGE_SIZE: usize = 4096;
+
+const _: () = assert!(STATE_OFFSETS[0] + STATE_FIXED_SIZE + LINEAGE_LEN_MAX * TERM_SIZE <= STATE_OFFSETS[1]);
+const _: () =
+    assert!(STATE_OFFSETS[1] + STATE_FIXED_SIZE + LINEAGE_LEN_MAX * TERM_SIZE <= PROGRESS_OFFSETS[0]);
+const _: () = assert!(PROGRESS_OFFSETS[0] + PROGRESS_SIZE <= PROGRESS_OFFSETS[1]);
+const _: () = assert!(PROGRESS_OFFSETS[1] + PROGRESS_SIZE <= HEADER_PAGE_SIZE);
+
+/// Why a file is not the shard that was expected. Nothing was written to it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderError {
+    /// Not one of our files.
+    #[error("{path}: not a slotstream shard file (it begins with {found:02x?})")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// Its first bytes.
+        found: Vec<u8>,
+    },
+    /// Written by another release.
+    #[error("{path}: format version is {found}, this build reads {FORMAT_VERSION}")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Version stated.
+        found: u32,
+    },
+    /// Shorter than what it says it holds.
+    #[error("{path}: file is {found} bytes, wanted at least {wanted}: it was truncated")]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Bytes there.
+        found: u64,
+        /// Bytes that its header calls for.
+        wanted: u64,
+    },
+    /// A part of the header does not match its CRC.
+    #[error("{path}: {part} of the header is damaged (checksum)")]
+    Checksum {
+        /// The file.
+        path: PathBuf,
+        /// Which part.
+        part: &'static str,
+    },
+    /// Belongs to another place in the store, or to another store.
+    #[error("{path}: {field} is {found}, wanted {wanted}")]
+    Differs {
+        /// The file.
+        path: PathBuf,
+        /// Which field.
+        field: &'static str,
+        /// What the file says.
+        found: String,
+        /// What was expected.
+        wanted: String,
+    },
+}
+
+/// What a shard file is; never changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Store that the shard belongs to.
+    pub store_id: Uuid,
+    /// Its position there.
+    pub shard: ShardIndex,
+    /// The store's sizes.
+    pub geometry: Geometry,
+}
+
+/// A term of leadership that a shard has lived through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Term {
+    /// Number of the term.
+    pub epoch: u64,
+    /// First seq that belongs to it.
+    pub first_seq: u64,
+}
+
+/// What changes seldom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// Slots below this have a status.
+    pub slots_formatted: u32,
+    /// No seq above this was used; zero = no window is kept.
+    pub seq_reserved: u64,
+    /// The last opener's machine since its start.
+    pub boot_id: [u8; 16],
+    /// The last opener's mount.
+    pub mount_id: u64,
+    /// Last seq at an orderly close.
+    pub clean_seq: Option<Seq>,
+    /// Oldest first, never empty.
+    pub lineage: Vec<Term>,
+}
+
+/// What a follower knows of its own state of one shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Progress {
+    /// Epoch of the watermark.
+    pub epoch: u64,
+    /// Watermark: everything up to here is held. Zero: nothing is, the next scan is a full one.
+    pub seq: Seq,
+    /// The state is an exact prefix of the leader's only from this seq on; `Seq::MAX` inside a scan.
+    pub consistent_at: Seq,
+}
+
+impl Progress {
+    /// Whether the state is exactly the leader's at the watermark.
+    #[must_use]
+    pub fn is_consistent(&self) -> bool {
+        self.seq >= self.consistent_at
+    }
+}
+
+/// Offset of slot 0: behind the header page and the redo record, on a page of its own.
+#[must_use]
+pub fn slots_offset(geometry: &Geometry) -> usize {
+    HEADER_PAGE_SIZE + (RECORD_HEADER_SIZE + geometry.image_size_max()).next_multiple_of(PAGE_SIZE)
+}
+
+fn put(target: &mut [u8], offset: usize, bytes: &[u8]) {
+    target[offset..offset + bytes.len()].copy_from_slice(bytes);
+}
+
+impl Identity {
+    /// Writes the identity into a header page.
+    pub fn write(&self, page: &mut [u8]) {
+        let geometry = &self.geometry;
+        put(page, 0, &MAGIC);
+        put(page, 8, &FORMAT_VERSION.to_le_bytes());
+        put(page, 12, &self.shard.0.to_le_bytes());
+        put(page, 14, &geometry.shard_count.to_le_bytes());
+        put(page, 16, self.store_id.as_bytes());
+        put(page, 32, &geometry.key_size_max.to_le_bytes());
+        put(page, 34, &geometry.value_size_max.to_le_bytes());
+        put(page, 36, &geometry.shard_prefix_bits.to_le_bytes());
+        put(page, 38, &[0; 2]);
+        put(page, 40, &u32::try_from(geometry.slot_stride()).expect("at most 66,584").to_le_bytes());
+        put(page, 44, &u32::try_from(slots_offset(geometry)).expect("at most 73,728").to_le_bytes());
+        let crc = crc32fast::hash(&page[..48]);
+        put(page, 48, &crc.to_le_bytes());
+    }
+
+    /// Reads and checks the identity of the file at `path`, whose first bytes are `page`.
+    pub fn read(path: &Path, page: &[u8]) -> Result<Self, HeaderError> {
+        if page.get(..8) != Some(&MAGIC) {
+            return Err(HeaderError::Foreign {
+                path: path.into(),
+                found: page[..page.len().min(8)].to_vec(),
+            });
+        }
+        if page.len() >= 12 && read_u32(page, 8) != FORMAT_VERSION {
+            return Err(HeaderError::Version { path: path.into(), found: read_u32(page, 8) });
+        }
+        if page.len() < HEADER_PAGE_SIZE {
+            let wanted = HEADER_PAGE_SIZE as u64;
+            return Err(HeaderError::Truncated { path: path.into(), found: page.len() as u64, wanted });
+        }
+        let damaged = || HeaderError::Checksum { path: path.into(), part: "the identity" };
+        if read_u32(page, IDENTITY_SIZE - 4) != crc32fast::hash(&page[..48]) {
+            return Err(damaged());
+        }
+        let geometry = Geometry {
+            shard_count: read_u16(page, 14),
+            key_size_max: read_u16(page, 32),
+            value_size_max: read_u16(page, 34),
+            shard_prefix_bits: read_u16(page, 36),
+        };
+        let strides = [read_u32(page, 40) as usize, read_u32(page, 44) as usize];
+        if geometry.check().is_err() || strides != [geometry.slot_stride(), slots_offset(&geometry)] {
+            return Err(damaged());
+        }
+        let mut store_id = [0; 16];
+        store_id.copy_from_slice(&page[16..32]);
+        Ok(Self { store_id: Uuid::from_bytes(store_id), shard: ShardIndex(read_u16(page, 12)), geometry })
+    }
+}
+
+/// Of two copies at `offsets`, the place and counter of the one that counts.
+fn current(page: &[u8], offsets: [usize; 2], check: impl Fn(&[u8]) -> bool) -> Option<(usize, u64)> {
+    let valid = |place: usize| {
+        let copy = &page[offsets[place]..];
+        check(copy).then(|| (place, read_u64(copy, 8)))
+    };
+    [valid(0), valid(1)].into_iter().flatten().max_by_key(|(_, counter)| *counter)
+}
+
+/// Runs `write` on the copy that does not count; its last step is the CRC, so that a half-written
+/// copy never counts.
+fn write_other(
+    page: &mut [u8],
+    offsets: [usize; 2],
+    check: impl Fn(&[u8]) -> bool,
+    write: impl FnOnce(&mut [u8]) -> usize,
+) {
+    let (place, counter) =
+        current(page, offsets, check).map_or((0, 1), |(place, counter)| (1 - place, counter + 1));
+    let copy = &mut page[offsets[place]..];
+    put(copy, 8, &counter.to_le_bytes());
+    let size = write(copy);
+    let crc = crc32fast::hash(&copy[4..size]);
+    put(copy, 0, &crc.to_le_bytes());
+}
+
+fn state_is_valid(copy: &[u8]) -> bool {
+    let lineage_len = usize::from(read_u16(copy, 56));
+    (1..=LINEAGE_LEN_MAX).contains(&lineage_len)
+        && read_u32(copy, 0) == crc32fast::hash(&copy[4..STATE_FIXED_SIZE + lineage_len * TERM_SIZE])
+}
+
+impl State {
+    /// Writes the state into a header page.
+    pub fn write(&self, page: &mut [u8]) {
+        assert!((1..=LINEAGE_LEN_MAX).contains(&self.lineage.len()), "lineage length");
+        write_other(page, STATE_OFFSETS, state_is_valid, |copy| {
+            put(copy, 4, &self.slots_formatted.to_le_bytes());
+            put(copy, 16, &self.seq_reserved.to_le_bytes());
+            put(copy, 24, &self.boot_id);
+            put(copy, 40, &self.mount_id.to_le_bytes());
+            put(copy, 48, &self.clean_seq.map_or(NOT_CLOSED, |seq| seq.0).to_le_bytes());
+            let lineage_len = u16::try_from(self.lineage.len()).expect("asserted above");
+            put(copy, 56, &lineage_len.to_le_bytes());
+            put(copy, 58, &[0; 6]);
+            for (place, term) in self.lineage.iter().enumerate() {
+                put(copy, STATE_FIXED_SIZE + place * TERM_SIZE, &term.epoch.to_le_bytes());
+                put(copy, STATE_FIXED_SIZE + place * TERM_SIZE + 8, &term.first_seq.to_le_bytes());
+            }
+            STATE_FIXED_SIZE + self.lineage.len() * TERM_SIZE
+        });
+    }
+
+    /// Reads the state of the file at `path` from its header page.
+    pub fn read(path: &Path, page: &[u8]) -> Result<Self, HeaderError> {
+        let Some((place, _)) = current(page, STATE_OFFSETS, state_is_valid) else {
+            return Err(HeaderError::Checksum { path: path.into(), part: "the state" });
+        };
+        let copy = &page[STATE_OFFSETS[place]..];
+        let term = |place: usize| Term {
+            epoch: read_u64(copy, STATE_FIXED_SIZE + place * TERM_SIZE),
+            first_seq: read_u64(copy, STATE_FIXED_SIZE + place * TERM_SIZE + 8),
+        };
+        let mut boot_id = [0; 16];
+        boot_id.copy_from_slice(&copy[24..40]);
+        let clean_seq = read_u64(copy, 48);
+        Ok(Self {
+            slots_formatted: read_u32(copy, 4),
+            seq_reserved: read_u64(copy, 16),
+            boot_id,
+            mount_id: read_u64(copy, 40),
+            clean_seq: (clean_seq != NOT_CLOSED).then_some(Seq(clean_seq)),
+            lineage: (0..usize::from(read_u16(copy, 56))).map(term).collect(),
+        })
+    }
+}
+
+fn progress_is_valid(copy: &[u8]) -> bool {
+    read_u64(copy, 8) != 0 && read_u32(copy, 0) == crc32fast::hash(&copy[4..PROGRESS_SIZE])
+}
+
+impl Progress {
+    /// Writes the progress into a header page.
+    pub fn write(&self, page: &mut [u8]) {
+        write_other(page, PROGRESS_OFFSETS, progress_is_valid, |copy| {
+            put(copy, 4, &[0; 4]);
+            put(copy, 16, &self.epoch.to_le_bytes());
+            put(copy, 24, &self.seq.0.to_le_bytes());
+            put(copy, 32, &self.consistent_at.0.to_le_bytes());
+            PROGRESS_SIZE
+        });
+    }
+
+    /// Reads the progress from a header page; none there, or none valid, means that nothing is held.
+    #[must_use]
+    pub fn read(page: &[u8]) -> Self {
+        let Some((place, _)) = current(page, PROGRESS_OFFSETS, progress_is_valid) else {
+            return Self::default();
+        };
+        let copy = &page[PROGRESS_OFFSETS[place]..];
+        Self {
+            epoch: read_u64(copy, 16),
+            seq: Seq(read_u64(copy, 24)),
+            consistent_at: Seq(read_u64(copy, 32)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GEOMETRY: Geometry =
+        Geometry { shard_count: 4, key_size_max: 16, value_size_max: 64, shard_prefix_bits: 0 };
+
+    fn identity() -> Identity {
+        Identity { store_id: Uuid::from_u128(7), shard: ShardIndex(3), geometry: GEOMETRY }
+    }
+
+    fn state(slots_formatted: u32) -> State {
+        State {
+            slots_formatted,
+            seq_reserved: 0,
+            boot_id: [9; 16],
+            mount_id: 5,
+            clean_seq: None,
+            lineage: vec![Term { epoch: 1, first_seq: 1 }, Term { epoch: 4, first_seq: 77 }],
+        }
+    }
+
+    #[test]
+    fn identity_is_read_as_written_and_every_flipped_bit_is_found() {
+        let mut page = vec![0; HEADER_PAGE_SIZE];
+        identity().write(&mut page);
+        let path = Path::new("shard");
+        assert_eq!(Identity::read(path, &page), Ok(identity()));
+        for bit in 0..IDENTITY_SIZE * 8 {
+            page[bit / 8] ^= 1 << (bit % 8);
+            assert!(Identity::read(path, &page).is_err(), "bit {bit}");
+            page[bit / 8] ^= 1 << (bit % 8);
+        }
+        assert!(matches!(Identity::read(path, &page[..100]), Err(HeaderError::Truncated { .. })));
+        assert!(matches!(Identity::read(path, b"+PONG\r\n"), Err(HeaderError::Foreign { .. })));
+    }
+
+    #[test]
+    fn a_state_write_cut_at_any_byte_leaves_the_old_state_or_the_new_one() {
+        let path = Path::new("shard");
+        let mut before = vec![0; HEADER_PAGE_SIZE];
+        state(10).write(&mut before);
+        state(20).write(&mut before);
+        let mut after = before.clone();
+        state(30).write(&mut after);
+        for cut in 0..HEADER_PAGE_SIZE {
+            let mut page = after[..cut].to_vec();
+            page.extend_from_slice(&before[cut..]);
+            let found = State::read(path, &page).unwrap().slots_formatted;
+            assert!(found == 20 || found == 30, "cut at {cut}: {found}");
+        }
+        assert_eq!(State::read(path, &after), Ok(state(30)));
+    }
+
+    #[test]
+    fn a_progress_write_cut_at_any_byte_leaves_the_old_progress_or_the_new_one() {
+        let progress = |seq| Progress { epoch: 1, seq: Seq(seq), consistent_at: Seq(seq / 2) };
+        let mut before = vec![0; HEADER_PAGE_SIZE];
+        assert_eq!(Progress::read(&before), Progress::default());
+        progress(8).write(&mut before);
+        let mut after = before.clone();
+        progress(9).write(&mut after);
+        for cut in 0..HEADER_PAGE_SIZE {
+            let mut page = after[..cut].to_vec();
+            page.extend_from_slice(&before[cut..]);
+            let found = Progress::read(&page);
+            assert!(found == progress(8) || found == progress(9), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_state_whose_copies_are_both_damaged_is_refused() {
+        let mut page = vec![0; HEADER_PAGE_SIZE];
+        let refused = State::read(Path::new("shard"), &page);
+        assert!(matches!(refused, Err(HeaderError::Checksum { part: "the state", .. })));
+        state(1).write(&mut page);
+        page[STATE_OFFSETS[0] + 16] ^= 1;
+        assert!(State::read(Path::new("shard"), &page).is_err());
+    }
+}

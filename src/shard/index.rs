@@ -1,0 +1,325 @@
+//! From a key's hash to the slot that may hold it: open addressing over cache-line buckets.
+//!
+//! A bucket is one line of eight 64-bit entries: 32 bits of hash, slot index + 1; zero is empty.
+//! A hash's home is `hash * bucket_count >> 32`, so buckets are in hash order and doubling the
+//! table is one sequential pass that reads no slot. A full bucket spills into the next one.
+//! Invariant: from an entry's home to the bucket it lies in, every bucket before that is full. A
+//! search may therefore stop at the first bucket that has an empty entry.
+//! Keys are not stored: the caller says whether a candidate slot holds the key.
+
+use std::io;
+
+use crate::region::{LINE_SIZE, Region, prefetch};
+use crate::slot::SlotIndex;
+
+const BUCKET_ENTRIES: usize = 8;
+const BUCKET_COUNT_MIN: usize = 8;
+
+/// Slot indexes by hash.
+#[derive(Debug)]
+pub struct Index {
+    region: Region,
+    bucket_count: usize,
+    len: usize,
+}
+
+#[inline]
+fn entry(hash: u32, slot: SlotIndex) -> u64 {
+    (u64::from(hash) << 32) | (u64::from(slot.0) + 1)
+}
+
+#[inline]
+fn entry_hash(entry: u64) -> u32 {
+    (entry >> 32) as u32
+}
+
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "takes an entry apart")]
+fn entry_slot(entry: u64) -> SlotIndex {
+    SlotIndex((entry as u32).wrapping_sub(1))
+}
+
+#[inline]
+fn home(hash: u32, bucket_count: usize) -> usize {
+    ((u64::from(hash) * bucket_count as u64) >> 32) as usize
+}
+
+impl Index {
+    /// An empty index with room for `len` entries.
+    pub fn new(len: usize) -> io::Result<Self> {
+        let bucket_count = Self::bucket_count_for(len);
+        Ok(Self { region: Self::region(bucket_count)?, bucket_count, len: 0 })
+    }
+
+    /// Buckets that hold `len` entries at three quarters full.
+    fn bucket_count_for(len: usize) -> usize {
+        (len * 4).div_ceil(BUCKET_ENTRIES * 3).next_power_of_two().max(BUCKET_COUNT_MIN)
+    }
+
+    fn region(bucket_count: usize) -> io::Result<Region> {
+        let len = bucket_count * LINE_SIZE;
+        if cfg!(miri) || len < 4096 { Ok(Region::heap(len, len)) } else { Region::anonymous(len) }
+    }
+
+    /// Entries.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no entry.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes of memory it takes.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.region.len()
+    }
+
+    /// Makes room for `len` entries in all.
+    pub fn reserve(&mut self, len: usize) -> io::Result<()> {
+        if Self::bucket_count_for(len) > self.bucket_count {
+            self.resize(Self::bucket_count_for(len))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The slot with this hash for which `is_key` says yes.
+    #[inline]
+    pub fn find(&self, hash: u32, mut is_key: impl FnMut(SlotIndex) -> bool) -> Option<SlotIndex> {
+        let mut bucket = home(hash, self.bucket_count);
+        loop {
+            let line = self.region.line(bucket);
+            for entry in line {
+                if entry_hash(*entry) == hash && *entry != 0 && is_key(entry_slot(*entry)) {
+                    return Some(entry_slot(*entry));
+                }
+            }
+            // Entries of a bucket are packed to its front: the last one empty = room = end of search.
+            if line[BUCKET_ENTRIES - 1] == 0 {
+                return None;
+            }
+            bucket = self.next(bucket);
+        }
+    }
+
+    /// Adds an entry that is not there. Fails only where the table must grow and memory is out;
+    /// nothing is changed then.
+    #[inline]
+    pub fn insert(&mut self, hash: u32, slot: SlotIndex) -> io::Result<()> {
+        if (self.len + 1) * 4 > self.bucket_count * BUCKET_ENTRIES * 3 {
+            self.resize(self.bucket_count * 2)?;
+        }
+        self.place(entry(hash, slot));
+        Ok(())
+    }
+
+    /// Points the entry of `from` at `to`.
+    pub fn replace(&mut self, hash: u32, from: SlotIndex, to: SlotIndex) -> bool {
+        let Some((bucket, place)) = self.locate(hash, from) else { return false };
+        self.region.line_mut(bucket)[place] = entry(hash, to);
+        true
+    }
+
+    /// Takes the entry of a slot out, if it is there.
+    pub fn remove(&mut self, hash: u32, slot: SlotIndex) -> bool {
+        let Some((mut hole, mut place)) = self.locate(hash, slot) else { return false };
+        self.len -= 1;
+        loop {
+            let was_full = self.region.line(hole)[BUCKET_ENTRIES - 1] != 0;
+            if !was_full {
+                self.take_out(hole, place);
+                return true;
+            }
+            // The bucket was full: an entry further on may be there only because of that.
+            let Some((bucket, other)) = self.spilled_over(hole) else {
+                self.take_out(hole, place);
+                return true;
+            };
+            self.region.line_mut(hole)[place] = self.region.line(bucket)[other];
+            (hole, place) = (bucket, other);
+        }
+    }
+
+    /// An entry behind bucket `hole` whose home is `hole` or before it.
+    fn spilled_over(&self, hole: usize) -> Option<(usize, usize)> {
+        let mut bucket = self.next(hole);
+        while bucket != hole {
+            let line = self.region.line(bucket);
+            for (place, entry) in line.iter().enumerate().filter(|(_, entry)| **entry != 0) {
+                let home = home(entry_hash(*entry), self.bucket_count);
+                let (from_home, from_hole) = (self.distance(home, bucket), self.distance(hole, bucket));
+                if from_home >= from_hole {
+                    return Some((bucket, place));
+                }
+            }
+            if line[BUCKET_ENTRIES - 1] == 0 {
+                return None;
+            }
+            bucket = self.next(bucket);
+        }
+        None
+    }
+
+    fn take_out(&mut self, bucket: usize, place: usize) {
+        let line = self.region.line_mut(bucket);
+        let last = line.iter().rposition(|entry| *entry != 0).unwrap_or(place);
+        line[place] = line[last];
+        line[last] = 0;
+    }
+
+    fn locate(&self, hash: u32, slot: SlotIndex) -> Option<(usize, usize)> {
+        let wanted = entry(hash, slot);
+        let mut bucket = home(hash, self.bucket_count);
+        loop {
+            let line = self.region.line(bucket);
+            if let Some(place) = line.iter().position(|entry| *entry == wanted) {
+                return Some((bucket, place));
+            }
+            if line[BUCKET_ENTRIES - 1] == 0 {
+                return None;
+            }
+            bucket = self.next(bucket);
+        }
+    }
+
+    #[inline]
+    fn place(&mut self, entry: u64) {
+        let mut bucket = home(entry_hash(entry), self.bucket_count);
+        loop {
+            let line = self.region.line_mut(bucket);
+            if let Some(place) = line.iter().position(|entry| *entry == 0) {
+                line[place] = entry;
+                self.len += 1;
+                return;
+            }
+            bucket = self.next(bucket);
+        }
+    }
+
+    #[inline]
+    fn next(&self, bucket: usize) -> usize {
+        if bucket + 1 == self.bucket_count { 0 } else { bucket + 1 }
+    }
+
+    #[inline]
+    fn distance(&self, from: usize, to: usize) -> usize {
+        if to >= from { to - from } else { to + self.bucket_count - from }
+    }
+
+    #[cold]
+    fn resize(&mut self, bucket_count: usize) -> io::Result<()> {
+        let mut bigger = Self { region: Self::region(bucket_count)?, bucket_count, len: 0 };
+        for bucket in 0..self.bucket_count {
+            for entry in self.region.line(bucket).iter().filter(|entry| **entry != 0) {
+                bigger.place(*entry);
+            }
+        }
+        assert_eq!(bigger.len, self.len, "a resize keeps every entry");
+        *self = bigger;
+        Ok(())
+    }
+
+    /// Address of a hash's home bucket, for prefetching.
+    #[inline]
+    #[must_use]
+    pub fn hint(&self) -> Hint {
+        Hint { base: self.region.address(0), bucket_count: self.bucket_count }
+    }
+
+    /// Calls `f` with the slots of the home bucket that may hold the key.
+    #[inline]
+    pub fn candidates(&self, hash: u32, mut f: impl FnMut(SlotIndex)) {
+        for entry in self.region.line(home(hash, self.bucket_count)) {
+            if entry_hash(*entry) == hash && *entry != 0 {
+                f(entry_slot(*entry));
+            }
+        }
+    }
+
+    /// Every (hash, slot) in table order.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, SlotIndex)> + '_ {
+        (0..self.bucket_count).flat_map(|bucket| {
+            self.region
+                .line(bucket)
+                .iter()
+                .filter(|entry| **entry != 0)
+                .map(|entry| (entry_hash(*entry), entry_slot(*entry)))
+        })
+    }
+}
+
+/// Where an index lay when it was asked; good for prefetching even when it has moved since.
+#[derive(Debug, Clone, Copy)]
+pub struct Hint {
+    /// Address of the first bucket.
+    pub base: usize,
+    /// Buckets.
+    pub bucket_count: usize,
+}
+
+impl Hint {
+    /// Starts loading the home bucket of a hash.
+    #[inline]
+    pub fn prefetch(&self, hash: u32) {
+        prefetch(self.base + home(hash, self.bucket_count) * LINE_SIZE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        // Few distinct hashes in few buckets: spills, wraps at the table's end and shifts back on removal.
+        #[test]
+        fn behaves_as_a_map(ops in prop::collection::vec((0_u8..3, 0_u32..24, 0_u32..40), 1..300)) {
+            let mut index = Index::new(0).unwrap();
+            let mut model: HashMap<u32, u32> = HashMap::new(); // slot -> hash
+            for (op, group, slot) in ops {
+                let hash = (group % 3).wrapping_mul(0x5555_5555).wrapping_add(group >> 3) | if group == 23 { 0xFFFF_FF00 } else { 0 };
+                match op {
+                    0 if !model.contains_key(&slot) => {
+                        index.insert(hash, SlotIndex(slot)).unwrap();
+                        model.insert(slot, hash);
+                    }
+                    1 => {
+                        let there = model.get(&slot) == Some(&hash);
+                        prop_assert_eq!(index.remove(hash, SlotIndex(slot)), there);
+                        if there {
+                            model.remove(&slot);
+                        }
+                    }
+                    _ => {}
+                }
+                prop_assert_eq!(index.len(), model.len());
+                for (slot, hash) in &model {
+                    prop_assert_eq!(index.find(*hash, |found| found.0 == *slot), Some(SlotIndex(*slot)));
+                }
+            }
+            prop_assert_eq!(index.iter().count(), model.len());
+        }
+    }
+
+    #[test]
+    fn grows_and_keeps_everything() {
+        let mut index = Index::new(0).unwrap();
+        let hash = |slot: u32| slot.wrapping_mul(0x9E37_79B1);
+        let count = if cfg!(miri) { 300 } else { 100_000 };
+        for slot in 0..count {
+            index.insert(hash(slot), SlotIndex(slot)).unwrap();
+        }
+        for slot in 0..count {
+            assert_eq!(index.find(hash(slot), |found| found.0 == slot), Some(SlotIndex(slot)));
+        }
+        assert_eq!(index.find(hash(count), |found| found.0 == count), None);
+    }
+}

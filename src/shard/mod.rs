@@ -1,0 +1,539 @@
+//! Floor 2: one shard's slots with what is derived from them: index, free set, block summaries.
+//!
+//! A [`Shard`] is what lies behind a shard's lock; it takes no lock itself. Always true between calls:
+//! - every slot below `slots_formatted` has a valid image, or is listed as damaged;
+//! - the index holds exactly the keys of occupied slots (of two slots with one key, the newer's);
+//! - the free set holds exactly the slots that are free or deleted;
+//! - a block's summary is the highest seq among its slots.
+//!
+//! A change is first written as a whole record to the redo place, then copied to its slot. A process
+//! killed at any instruction leaves the slot as it was, or a redo record that [`recover`] copies again;
+//! so no acknowledged value is lost to a kill in the middle of an overwrite. The same bytes are what
+//! the rings get.
+
+pub mod free;
+pub mod header;
+pub mod index;
+pub mod recover;
+pub mod scan;
+
+use std::io;
+use std::sync::atomic::{Ordering, compiler_fence};
+
+use crate::region::{Region, prefetch};
+use crate::slot::image::{Image, RECORD_HEADER_SIZE, image_seq, read_u32};
+use crate::slot::{Geometry, Record, RecordError, Seq, ShardIndex, SlotError, SlotIndex, SlotView, Status};
+
+use free::FreeSet;
+pub use header::{HeaderError, Identity, Progress, State, Term};
+use index::{Hint, Index};
+
+/// Where the redo record lies.
+pub const REDO_OFFSET: usize = header::HEADER_PAGE_SIZE;
+/// Slots that share a summary: small, so that a delta of scattered slots reads little beside them.
+pub const BLOCK_SLOTS: u32 = 16;
+
+const PAGE_SIZE: usize = 4096;
+const GROWTH_MIN: usize = 64 << 10;
+// A writer waits while a growth step is allocated and formatted: about a millisecond for 4 MiB.
+const GROWTH_MAX: usize = 4 << 20;
+// How far beyond its end a shard follows its leader's slot indexes at once; a leader fills slots
+// from the lowest, so that a larger step is a mistake and must not allocate a disk.
+const APPLY_AHEAD_MAX: usize = 64 << 20;
+
+/// Why a record was not applied. Records before it in the batch are.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The run of records is not well formed.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// An image is damaged, or not one that is ever sent.
+    #[error("slot {slot}: {error}")]
+    Slot {
+        /// Its slot.
+        slot: SlotIndex,
+        /// What is wrong with it.
+        error: SlotError,
+    },
+    /// The slot lies too far behind the shard's end.
+    #[error("slot {slot} is out of range: this shard has {formatted} slots")]
+    Range {
+        /// Slot index in the record.
+        slot: SlotIndex,
+        /// Slots here.
+        formatted: u32,
+    },
+    /// No room for the slot.
+    #[error("no space for slot {slot}: {error}")]
+    Full {
+        /// Its slot.
+        slot: SlotIndex,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+/// What a shard counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Slots that hold a record.
+    pub occupied: u64,
+    /// Tombstones.
+    pub deleted: u64,
+    /// Records with an expiry time.
+    pub expiring: u64,
+}
+
+/// The slots of one shard.
+#[derive(Debug)]
+pub struct Shard {
+    identity: Identity,
+    stride: usize,
+    slots_offset: usize,
+    region: Region,
+    state: State,
+    progress: Progress,
+    index: Index,
+    free: FreeSet,
+    blocks: Vec<u64>,
+    seq: Seq,
+    counts: Counts,
+    damaged: Vec<(SlotIndex, SlotError)>,
+}
+
+impl Shard {
+    /// Bytes that a new shard's region has at first.
+    #[must_use]
+    pub fn initial_size(geometry: &Geometry) -> usize {
+        header::slots_offset(geometry) + GROWTH_MIN.max(geometry.slot_stride()).next_multiple_of(PAGE_SIZE)
+    }
+
+    /// Position in the store.
+    #[must_use]
+    pub fn shard(&self) -> ShardIndex {
+        self.identity.shard
+    }
+
+    /// The store's sizes.
+    #[inline]
+    #[must_use]
+    pub fn geometry(&self) -> &Geometry {
+        &self.identity.geometry
+    }
+
+    /// Last seq.
+    #[inline]
+    #[must_use]
+    pub fn seq(&self) -> Seq {
+        self.seq
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Slots that have a status.
+    #[inline]
+    #[must_use]
+    pub fn slots_formatted(&self) -> u32 {
+        self.state.slots_formatted
+    }
+
+    /// Terms of leadership, oldest first.
+    #[must_use]
+    pub fn lineage(&self) -> &[Term] {
+        &self.state.lineage
+    }
+
+    /// The current epoch.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.state.lineage.last().map_or(0, |term| term.epoch)
+    }
+
+    /// Bytes of the file, and of memory for derived data.
+    #[must_use]
+    pub fn sizes(&self) -> (usize, usize) {
+        (self.region.len(), self.index.memory() + self.blocks.len() * 8)
+    }
+
+    /// Slots whose bytes were damaged when the shard was opened, and that nothing has replaced since.
+    #[must_use]
+    pub fn damaged(&self) -> &[(SlotIndex, SlotError)] {
+        &self.damaged
+    }
+
+    #[inline]
+    fn slot_offset(&self, slot: SlotIndex) -> usize {
+        self.slots_offset + slot.0 as usize * self.stride
+    }
+
+    #[inline]
+    fn slot_bytes(&self, slot: SlotIndex) -> &[u8] {
+        self.region.bytes(self.slot_offset(slot), self.stride)
+    }
+
+    /// The slot's image, its CRC checked.
+    #[inline]
+    pub fn view(&self, slot: SlotIndex) -> Result<SlotView<'_>, SlotError> {
+        SlotView::check(self.geometry(), self.shard(), slot, self.slot_bytes(slot))
+    }
+
+    /// The slot's image, its CRC not checked; for looking at keys and headers.
+    #[inline]
+    fn peek(&self, slot: SlotIndex) -> Option<SlotView<'_>> {
+        SlotView::check_shape(self.geometry(), self.slot_bytes(slot)).ok()
+    }
+
+    /// The slot that holds `key`, whose index hash is `hash`.
+    #[inline]
+    #[must_use]
+    pub fn find(&self, hash: u32, key: &[u8]) -> Option<SlotIndex> {
+        self.index.find(hash, |slot| self.peek(slot).is_some_and(|view| view.key() == key))
+    }
+
+    /// Where the index lies, for prefetching without the lock.
+    #[must_use]
+    pub fn hint(&self) -> Hint {
+        self.index.hint()
+    }
+
+    /// Starts loading the slots that may hold a key with this hash.
+    #[inline]
+    pub fn prefetch_slots(&self, hash: u32) {
+        self.index.candidates(hash, |slot| self.prefetch_slot(slot));
+    }
+
+    #[inline]
+    fn prefetch_slot(&self, slot: SlotIndex) {
+        let address = self.region.address(self.slot_offset(slot));
+        prefetch(address);
+        prefetch(address + self.stride.min(128) - 1);
+    }
+
+    // ---- changes
+
+    /// Stores a record; returns the bytes that rings get. On an error nothing has changed.
+    /// `slot` is what [`Shard::find`] said.
+    #[inline]
+    pub fn put(
+        &mut self,
+        hash: u32,
+        slot: Option<SlotIndex>,
+        key: &[u8],
+        value: &[u8],
+        expire_at: u64,
+    ) -> io::Result<&[u8]> {
+        let slot = match slot {
+            Some(slot) => slot,
+            None => {
+                let slot = match self.free.first() {
+                    Some(slot) => slot,
+                    None => self.grow_for_one()?,
+                };
+                self.index.insert(hash, slot)?;
+                self.free.remove(slot);
+                slot
+            }
+        };
+        Ok(self.commit(slot, Status::Occupied, expire_at, key, value))
+    }
+
+    /// Turns an occupied slot into a tombstone; returns the bytes that rings get.
+    pub fn delete(&mut self, hash: u32, slot: SlotIndex, key: &[u8]) -> &[u8] {
+        let removed = self.index.remove(hash, slot);
+        assert!(removed, "an occupied slot is in the index");
+        self.free.insert(slot);
+        self.commit(slot, Status::Deleted, 0, key, &[])
+    }
+
+    #[inline]
+    fn commit(&mut self, slot: SlotIndex, status: Status, expire_at: u64, key: &[u8], value: &[u8]) -> &[u8] {
+        let seq = self.seq.next();
+        let image = Image { seq, status, expire_at, key, value };
+        let (shard, size) = (self.identity.shard, image.size());
+        self.count(slot, status, expire_at);
+        let redo = self.region.bytes_mut(REDO_OFFSET, RECORD_HEADER_SIZE + size);
+        begin_redo(redo, slot);
+        image.write(shard, slot, &mut redo[RECORD_HEADER_SIZE..]);
+        self.finish_redo(slot, size);
+        self.seq = seq;
+        self.note_seq(slot, seq);
+        self.region.bytes(REDO_OFFSET, RECORD_HEADER_SIZE + size)
+    }
+
+    /// Declares the redo record whole, and copies it to its slot.
+    #[inline]
+    fn finish_redo(&mut self, slot: SlotIndex, size: usize) {
+        compiler_fence(Ordering::SeqCst);
+        let len = u32::try_from(size).expect("an image is at most 24 + 1024 + 65535 bytes");
+        self.region.bytes_mut(REDO_OFFSET + 4, 4).copy_from_slice(&len.to_le_bytes());
+        compiler_fence(Ordering::SeqCst);
+        let target = self.slot_offset(slot);
+        self.region.copy(REDO_OFFSET + RECORD_HEADER_SIZE, target, size);
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// Keeps the counts right for a slot that is about to change.
+    #[inline]
+    fn count(&mut self, slot: SlotIndex, status: Status, expire_at: u64) {
+        let before = self.peek(slot).map(|view| (view.status(), view.expire_at()));
+        let counts = &mut self.counts;
+        match before {
+            Some((Status::Occupied, expire_at)) => {
+                counts.occupied -= 1;
+                counts.expiring -= u64::from(expire_at != 0);
+            }
+            Some((Status::Deleted, _)) => counts.deleted -= 1,
+            Some((Status::Free, _)) | None => {}
+        }
+        match status {
+            Status::Occupied => {
+                counts.occupied += 1;
+                counts.expiring += u64::from(expire_at != 0);
+            }
+            Status::Deleted => counts.deleted += 1,
+            Status::Free => {}
+        }
+    }
+
+    #[inline]
+    fn note_seq(&mut self, slot: SlotIndex, seq: Seq) {
+        let block = &mut self.blocks[(slot.0 / BLOCK_SLOTS) as usize];
+        *block = (*block).max(seq.0);
+    }
+
+    /// Makes a block's summary anew, after one of its slots was healed.
+    #[cold]
+    fn summarise(&mut self, slot: SlotIndex) {
+        let block = slot.0 / BLOCK_SLOTS;
+        let end = ((block + 1) * BLOCK_SLOTS).min(self.slots_formatted());
+        let seq = |slot| self.view(SlotIndex(slot)).map_or(Seq::MAX, |view| view.seq());
+        self.blocks[block as usize] = (block * BLOCK_SLOTS..end).map(seq).max().unwrap_or_default().0;
+    }
+
+    // ---- a follower's changes
+
+    /// Applies a leader's record if its seq is newer than the slot's own; says whether it was.
+    pub fn apply(&mut self, record: Record<'_>) -> Result<bool, ApplyError> {
+        let slot = record.slot;
+        let damaged = |error| ApplyError::Slot { slot, error };
+        let new = SlotView::check(self.geometry(), self.shard(), slot, record.image).map_err(damaged)?;
+        if new.status() == Status::Free {
+            return Err(damaged(SlotError::Status));
+        }
+        if slot.0 >= self.slots_formatted() {
+            self.grow_to(slot)?;
+        }
+        // A slot that was damaged when the shard was opened has no usable past.
+        let healed = self.damaged.iter().position(|(damaged, _)| *damaged == slot);
+        let old = if healed.is_some() { None } else { self.peek(slot) };
+        if let Some(old) = &old
+            && old.seq() >= new.seq()
+        {
+            return Ok(false);
+        }
+        let old_hash = old
+            .filter(|old| old.status() == Status::Occupied)
+            .filter(|old| new.status() != Status::Occupied || old.key() != new.key())
+            .map(|old| self.geometry().place(old.key()).hash);
+        if new.status() == Status::Occupied {
+            let full = |error| ApplyError::Full { slot, error };
+            self.point_index_at(slot, &new).map_err(full)?;
+            self.free.remove(slot);
+        } else {
+            self.free.insert(slot);
+        }
+        if let Some(hash) = old_hash {
+            // Only if the index still means this slot: the key may have moved to a newer one.
+            self.index.remove(hash, slot);
+        }
+        if let Some(place) = healed {
+            // Zero it first: its bytes must not be counted as a record that goes away.
+            let offset = self.slot_offset(slot);
+            self.region.bytes_mut(offset, self.stride).fill(0);
+            self.damaged.swap_remove(place);
+        }
+        self.count(slot, new.status(), new.expire_at());
+        let size = record.image.len();
+        let redo = self.region.bytes_mut(REDO_OFFSET, RECORD_HEADER_SIZE + size);
+        begin_redo(redo, slot);
+        redo[RECORD_HEADER_SIZE..].copy_from_slice(record.image);
+        self.finish_redo(slot, size);
+        self.seq = self.seq.max(new.seq());
+        if healed.is_some() {
+            self.summarise(slot);
+        } else {
+            self.note_seq(slot, new.seq());
+        }
+        Ok(true)
+    }
+
+    /// Makes the index know an occupied slot; a key that lies in two slots belongs to the newer seq.
+    fn point_index_at(&mut self, slot: SlotIndex, new: &SlotView<'_>) -> io::Result<()> {
+        let hash = self.geometry().place(new.key()).hash;
+        match self.find(hash, new.key()) {
+            Some(other) if other == slot => {}
+            Some(other) => {
+                if self.peek(other).is_none_or(|view| view.seq() < new.seq()) {
+                    self.index.replace(hash, other, slot);
+                }
+            }
+            None => self.index.insert(hash, slot)?,
+        }
+        Ok(())
+    }
+
+    /// Starts loading what applying a record will touch.
+    #[inline]
+    pub fn prefetch_apply(&self, record: &Record<'_>) {
+        if record.slot.0 < self.slots_formatted() {
+            self.prefetch_slot(record.slot);
+        }
+        if let Ok(view) = SlotView::check_shape(self.geometry(), record.image) {
+            self.index.hint().prefetch(self.geometry().place(view.key()).hash);
+        }
+    }
+
+    /// Makes room for so many slots and records ahead of a first scan.
+    pub fn reserve(&mut self, slots: u32, records: usize) -> io::Result<()> {
+        self.index.reserve(records)?;
+        while self.slots_formatted() < slots {
+            let missing = (slots - self.slots_formatted()) as usize * self.stride;
+            self.grow_by(missing.min(GROWTH_MAX))?;
+        }
+        Ok(())
+    }
+
+    /// The record of the last change: what rings get.
+    #[must_use]
+    pub fn last_record(&self) -> &[u8] {
+        let header = self.region.bytes(REDO_OFFSET, RECORD_HEADER_SIZE);
+        let size = read_u32(header, 4) as usize;
+        self.region.bytes(REDO_OFFSET, RECORD_HEADER_SIZE + size)
+    }
+
+    // ---- growth
+
+    #[cold]
+    fn grow_for_one(&mut self) -> io::Result<SlotIndex> {
+        let used = self.slots_formatted() as usize * self.stride;
+        let step = (used / 2).clamp(GROWTH_MIN, GROWTH_MAX);
+        // On a nearly full disk a small step may still fit.
+        if self.grow_by(step).is_err() {
+            self.grow_by(self.stride)?;
+        }
+        self.free.first().ok_or_else(|| io::ErrorKind::StorageFull.into())
+    }
+
+    #[cold]
+    fn grow_to(&mut self, slot: SlotIndex) -> Result<(), ApplyError> {
+        let missing = (slot.0 - self.slots_formatted()) as usize * self.stride;
+        if missing > APPLY_AHEAD_MAX {
+            return Err(ApplyError::Range { slot, formatted: self.slots_formatted() });
+        }
+        while self.slots_formatted() <= slot.0 {
+            let missing = (slot.0 - self.slots_formatted() + 1) as usize * self.stride;
+            let step = missing.clamp(GROWTH_MIN, GROWTH_MAX);
+            if self.grow_by(step).is_err() {
+                self.grow_by(self.stride).map_err(|error| ApplyError::Full { slot, error })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Allocates and formats at least `bytes` of slots.
+    fn grow_by(&mut self, bytes: usize) -> io::Result<()> {
+        let formatted = self.slots_formatted();
+        let end = self.slot_offset(SlotIndex(formatted));
+        let len = (end + bytes.max(self.stride)).next_multiple_of(PAGE_SIZE).min(self.region.reserved());
+        // The index counts slots from one in 32 bits.
+        let slots =
+            u32::try_from((len - self.slots_offset) / self.stride).unwrap_or(u32::MAX).min(u32::MAX - 1);
+        if slots <= formatted {
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                "the shard has all the slots it can have",
+            ));
+        }
+        self.region.grow(len)?;
+        self.format_to(slots);
+        Ok(())
+    }
+
+    /// Gives slots a status. The count is raised last: until then nobody looks at them.
+    fn format_to(&mut self, slots: u32) {
+        let shard = self.shard();
+        let free = Image { seq: Seq::ZERO, status: Status::Free, expire_at: 0, key: &[], value: &[] };
+        for slot in (self.slots_formatted()..slots).map(SlotIndex) {
+            let offset = self.slot_offset(slot);
+            free.write(shard, slot, self.region.bytes_mut(offset, free.size()));
+        }
+        compiler_fence(Ordering::SeqCst);
+        // Highest first, so that the free set's levels are made once.
+        for slot in (self.slots_formatted()..slots).rev().map(SlotIndex) {
+            self.free.insert(slot);
+        }
+        self.blocks.resize(slots.div_ceil(BLOCK_SLOTS) as usize, 0);
+        self.state.slots_formatted = slots;
+        self.write_state();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn region_bytes(&self) -> &[u8] {
+        self.region.bytes(0, self.region.len())
+    }
+
+    // ---- header
+
+    fn write_state(&mut self) {
+        let page = self.region.bytes_mut(0, header::HEADER_PAGE_SIZE);
+        self.state.write(page);
+    }
+
+    /// How far the shard has followed its leader.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// Keeps how far the shard has followed its leader; a process crash does not lose it.
+    pub fn set_progress(&mut self, progress: Progress) {
+        if self.progress != progress {
+            self.progress = progress;
+            progress.write(self.region.bytes_mut(0, header::HEADER_PAGE_SIZE));
+        }
+    }
+
+    /// Takes over a leader's lineage.
+    pub fn set_lineage(&mut self, lineage: &[Term]) {
+        let kept = &lineage[lineage.len().saturating_sub(header::LINEAGE_LEN_MAX)..];
+        if !kept.is_empty() && self.state.lineage != kept {
+            self.state.lineage = kept.to_vec();
+            self.write_state();
+        }
+    }
+
+    /// Marks the shard as closed in an orderly way.
+    pub fn close(&mut self) {
+        self.state.clean_seq = Some(self.seq);
+        self.write_state();
+    }
+}
+
+/// Declares the redo record void, and names the slot of the one to come.
+#[inline]
+fn begin_redo(redo: &mut [u8], slot: SlotIndex) {
+    redo[4..8].copy_from_slice(&[0; 4]);
+    compiler_fence(Ordering::SeqCst);
+    redo[..4].copy_from_slice(&slot.0.to_le_bytes());
+}
+
+/// The seq of a record that this shard wrote.
+#[inline]
+#[must_use]
+pub fn record_seq(record: &[u8]) -> Seq {
+    image_seq(&record[RECORD_HEADER_SIZE..])
+}

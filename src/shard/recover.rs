@@ -1,0 +1,288 @@
+//! Making, opening and checking a shard: everything derived comes from the slots themselves.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use crate::region::Region;
+use crate::slot::image::{RECORD_HEADER_SIZE, read_u32};
+use crate::slot::{Seq, SlotIndex, SlotView, Status};
+
+use super::free::FreeSet;
+use super::header::{HEADER_PAGE_SIZE, HeaderError, Identity, Progress, State, Term, slots_offset};
+use super::index::Index;
+use super::{BLOCK_SLOTS, Counts, REDO_OFFSET, Shard};
+
+// Damage is reported slot by slot up to here; beyond, the file as a whole is what is wrong.
+const DAMAGED_LEN_MAX: usize = 10_000;
+
+/// The machine and mount that a store is opened on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Host {
+    /// The machine since its start.
+    pub boot_id: [u8; 16],
+    /// The file system since it was mounted.
+    pub mount_id: u64,
+}
+
+/// How the last process that had the shard open ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// In an orderly way, or the shard is new.
+    Clean,
+    /// It was killed; the page cache kept what it wrote.
+    ProcessCrash,
+    /// The machine or its mount went away; what was written may be missing in any order.
+    OsCrash,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Clean => "clean",
+            Self::ProcessCrash => "process crash",
+            Self::OsCrash => "os crash",
+        })
+    }
+}
+
+/// Why a shard was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// The file is not the one that was expected.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// No memory for the index.
+    #[error("no memory for the index: {0}")]
+    Index(io::Error),
+}
+
+impl Shard {
+    /// Makes a shard in a zeroed region of [`Shard::initial_size`] bytes.
+    pub fn create(mut region: Region, identity: Identity, host: Host) -> io::Result<Self> {
+        identity.write(region.bytes_mut(0, HEADER_PAGE_SIZE));
+        let state = State {
+            slots_formatted: 0,
+            seq_reserved: 0,
+            boot_id: host.boot_id,
+            mount_id: host.mount_id,
+            clean_seq: None,
+            lineage: vec![Term { epoch: 1, first_seq: 1 }],
+        };
+        let mut shard = Self::bare(region, identity, state)?;
+        let slots = (shard.region.len() - shard.slots_offset) / shard.stride;
+        shard.format_to(u32::try_from(slots).unwrap_or(u32::MAX - 1));
+        Ok(shard)
+    }
+
+    fn bare(region: Region, identity: Identity, state: State) -> io::Result<Self> {
+        let index = Index::new(state.slots_formatted as usize)?;
+        Ok(Self {
+            identity,
+            stride: identity.geometry.slot_stride(),
+            slots_offset: slots_offset(&identity.geometry),
+            region,
+            blocks: vec![0; state.slots_formatted.div_ceil(BLOCK_SLOTS) as usize],
+            state,
+            progress: Progress::default(),
+            index,
+            free: FreeSet::default(),
+            seq: Seq::ZERO,
+            counts: Counts::default(),
+            damaged: Vec::new(),
+        })
+    }
+
+    /// Opens the shard that a region holds and rebuilds what is derived from its slots. `visited` is
+    /// told of slots as they are read. Damaged slots are listed, not judged: the caller decides, and
+    /// calls [`Shard::take_over`] if it goes on.
+    pub fn open(
+        path: &Path,
+        region: Region,
+        identity: Identity,
+        visited: impl Fn(u32),
+    ) -> Result<Self, RecoverError> {
+        let page = region.bytes(0, HEADER_PAGE_SIZE);
+        let state = State::read(path, page)?;
+        let progress = Progress::read(page);
+        let wanted = slots_offset(&identity.geometry)
+            + state.slots_formatted as usize * identity.geometry.slot_stride();
+        if region.len() < wanted {
+            let (found, wanted) = (region.len() as u64, wanted as u64);
+            return Err(HeaderError::Truncated { path: path.into(), found, wanted }.into());
+        }
+        let mut shard = Self::bare(region, identity, state).map_err(RecoverError::Index)?;
+        shard.progress = progress;
+        shard.redo();
+        shard.rebuild(visited).map_err(RecoverError::Index)?;
+        Ok(shard)
+    }
+
+    /// Makes the shard this process's own; says how the last one ended.
+    pub fn take_over(&mut self, host: Host) -> Ending {
+        let ending = self.ending(host);
+        if ending == Ending::OsCrash {
+            self.distrust();
+        }
+        self.state.boot_id = host.boot_id;
+        self.state.mount_id = host.mount_id;
+        self.state.clean_seq = None;
+        self.write_state();
+        ending
+    }
+
+    fn ending(&self, host: Host) -> Ending {
+        let state = &self.state;
+        let same_host = (state.boot_id, state.mount_id) == (host.boot_id, host.mount_id);
+        match state.clean_seq {
+            Some(seq) if same_host && seq == self.seq => Ending::Clean,
+            _ if same_host => Ending::ProcessCrash,
+            _ => Ending::OsCrash,
+        }
+    }
+
+    /// After an OS crash: a leader's shard takes a new epoch, since seqs above its last may have been
+    /// seen by others; a follower's forgets its watermark, since slots below it may be missing.
+    fn distrust(&mut self) {
+        if self.progress.epoch != 0 {
+            self.set_progress(Progress {
+                epoch: self.progress.epoch,
+                seq: Seq::ZERO,
+                consistent_at: Seq::MAX,
+            });
+        } else if self.seq != Seq::ZERO {
+            let term = Term { epoch: self.epoch() + 1, first_seq: self.seq.next().0 };
+            let mut lineage = self.state.lineage.clone();
+            lineage.push(term);
+            self.set_lineage(&lineage);
+        }
+    }
+
+    /// Copies a whole redo record to its slot again, if the slot has not got it.
+    fn redo(&mut self) {
+        let header = self.region.bytes(REDO_OFFSET, RECORD_HEADER_SIZE);
+        let (slot, size) = (SlotIndex(read_u32(header, 0)), read_u32(header, 4) as usize);
+        if size == 0 || size > self.geometry().image_size_max() || slot.0 >= self.slots_formatted() {
+            return;
+        }
+        let image = self.region.bytes(REDO_OFFSET + RECORD_HEADER_SIZE, size);
+        let Ok(redo) = SlotView::check(self.geometry(), self.shard(), slot, image) else { return };
+        if self.view(slot).is_ok_and(|view| view.seq() >= redo.seq()) {
+            return;
+        }
+        let target = self.slot_offset(slot);
+        self.region.copy(REDO_OFFSET + RECORD_HEADER_SIZE, target, size);
+    }
+
+    fn rebuild(&mut self, visited: impl Fn(u32)) -> io::Result<()> {
+        for slot in (0..self.slots_formatted()).rev().map(SlotIndex) {
+            if slot.0 % 4096 == 0 {
+                visited((self.slots_formatted() - slot.0).min(4096));
+            }
+            // Not `self.view`: the borrow of the region must not be a borrow of the index.
+            let bytes = self.region.bytes(self.slots_offset + slot.0 as usize * self.stride, self.stride);
+            let view = match SlotView::check(&self.identity.geometry, self.identity.shard, slot, bytes) {
+                Ok(view) => view,
+                Err(error) => {
+                    if self.damaged.len() < DAMAGED_LEN_MAX {
+                        self.damaged.push((slot, error));
+                    }
+                    // No scan may skip it: it must be met, and refused.
+                    self.blocks[(slot.0 / BLOCK_SLOTS) as usize] = Seq::MAX.0;
+                    continue;
+                }
+            };
+            let (seq, status, expire_at) = (view.seq(), view.status(), view.expire_at());
+            self.seq = self.seq.max(seq);
+            self.blocks[(slot.0 / BLOCK_SLOTS) as usize] =
+                self.blocks[(slot.0 / BLOCK_SLOTS) as usize].max(seq.0);
+            match status {
+                Status::Free => self.free.insert(slot),
+                Status::Deleted => {
+                    self.counts.deleted += 1;
+                    self.free.insert(slot);
+                }
+                Status::Occupied => {
+                    self.counts.occupied += 1;
+                    self.counts.expiring += u64::from(expire_at != 0);
+                    let hash = self.identity.geometry.place(view.key()).hash;
+                    let (region, stride, offset) = (&self.region, self.stride, self.slots_offset);
+                    let geometry = &self.identity.geometry;
+                    let peek = |slot: SlotIndex| {
+                        let bytes = region.bytes(offset + slot.0 as usize * stride, stride);
+                        SlotView::check_shape(geometry, bytes).ok()
+                    };
+                    let twin = self
+                        .index
+                        .find(hash, |other| peek(other).is_some_and(|other| other.key() == view.key()));
+                    match twin {
+                        None => self.index.insert(hash, slot)?,
+                        Some(other) if peek(other).is_some_and(|other| other.seq() < seq) => {
+                            self.index.replace(hash, other, slot);
+                        }
+                        Some(_) => {}
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what is derived with a rebuild from the slots. Says what differs.
+    pub fn check(&self) -> Result<(), String> {
+        let (mut free, mut counts, mut indexed) = (FreeSet::default(), Counts::default(), 0_usize);
+        let mut blocks = vec![0_u64; self.blocks.len()];
+        for slot in (0..self.slots_formatted()).map(SlotIndex) {
+            if self.damaged.iter().any(|(damaged, _)| *damaged == slot) {
+                blocks[(slot.0 / BLOCK_SLOTS) as usize] = Seq::MAX.0;
+                continue;
+            }
+            let view = self.view(slot).map_err(|error| format!("slot {slot}: {error}"))?;
+            let block = &mut blocks[(slot.0 / BLOCK_SLOTS) as usize];
+            *block = (*block).max(view.seq().0);
+            match view.status() {
+                Status::Free => free.insert(slot),
+                Status::Deleted => {
+                    counts.deleted += 1;
+                    free.insert(slot);
+                }
+                Status::Occupied => {
+                    counts.occupied += 1;
+                    counts.expiring += u64::from(view.expire_at() != 0);
+                    let place = self.geometry().place(view.key());
+                    if place.shard != self.shard() {
+                        return Err(format!("slot {slot}: its key belongs to shard {}", place.shard));
+                    }
+                    match self.find(place.hash, view.key()) {
+                        Some(found) if found == slot => indexed += 1,
+                        Some(other) => return Err(format!("slot {slot}: its key is also in slot {other}")),
+                        None => return Err(format!("slot {slot}: its key is not in the index")),
+                    }
+                }
+            }
+        }
+        if indexed != self.index.len() {
+            return Err(format!("the index has {} entries, the slots hold {indexed} keys", self.index.len()));
+        }
+        if free.len() != self.free.len()
+            || (0..self.slots_formatted())
+                .map(SlotIndex)
+                .any(|slot| free.contains(slot) != self.free.contains(slot))
+        {
+            return Err(format!("the free set has {} slots, a rebuild {}", self.free.len(), free.len()));
+        }
+        if counts != self.counts {
+            return Err(format!("counts are {:?}, a rebuild gives {counts:?}", self.counts));
+        }
+        if blocks != self.blocks {
+            return Err("a block summary differs from its slots".into());
+        }
+        Ok(())
+    }
+
+    /// Gives the memory back, as a killed process leaves it.
+    #[must_use]
+    pub fn into_region(self) -> Region {
+        self.region
+    }
+}
