@@ -10,5 +10,7 @@ pub mod ring;
 pub mod shard;
 pub mod slot;
 pub mod stop;
+pub mod store;
 
 pub use slot::{Geometry, Seq, ShardIndex, SlotIndex};
+pub use store::{Change, Entry, Options, Store};

@@ -1,0 +1,95 @@
+//! A store's directory: `LOCK`, and `shards/NNNN.slots`, one file per shard.
+//!
+//! A new store is built in `shards.new` and renamed into place, so that a directory holds a whole
+//! store or none. Every file is allocated before it is used.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, StatxFlags, statx};
+
+use crate::shard::header::{HEADER_PAGE_SIZE, HeaderError, Identity, Progress, State};
+use crate::shard::recover::Host;
+use crate::slot::ShardIndex;
+
+/// Where a store's shard files lie.
+#[must_use]
+pub fn shards_path(directory: &Path) -> PathBuf {
+    directory.join("shards")
+}
+
+/// Where a store's shard files lie while they are made.
+#[must_use]
+pub fn new_shards_path(directory: &Path) -> PathBuf {
+    directory.join("shards.new")
+}
+
+/// The name of a shard's file.
+#[must_use]
+pub fn shard_file(shard: ShardIndex) -> String {
+    format!("{:04}.slots", shard.0)
+}
+
+/// Takes the directory's lock, or says which process has it.
+pub fn lock(directory: &Path) -> io::Result<Result<File, String>> {
+    let mut file =
+        File::options().read(true).write(true).create(true).truncate(false).open(directory.join("LOCK"))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut owner = String::new();
+            file.read_to_string(&mut owner)?;
+            return Ok(Err(owner.trim().to_owned()));
+        }
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())?;
+    Ok(Ok(file))
+}
+
+/// This machine and the directory's mount.
+pub fn host(directory: &Path) -> io::Result<Host> {
+    // STATX_MNT_ID_UNIQUE: never reused within one boot, unlike the plain mount id.
+    const MOUNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let boot_id = uuid::Uuid::parse_str(text.trim()).map_err(io::Error::other)?;
+    let directory = File::open(directory)?;
+    let stat = statx(directory.as_fd(), "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID | MOUNT_ID_UNIQUE)?;
+    Ok(Host { boot_id: boot_id.into_bytes(), mount_id: stat.stx_mnt_id })
+}
+
+/// Makes a directory's entries durable.
+pub fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// What a shard file's header says, read without the directory's lock.
+#[derive(Debug, Clone)]
+pub struct Inspection {
+    /// What the file is.
+    pub identity: Identity,
+    /// What changes seldom.
+    pub state: State,
+    /// How far a follower has come; all zero on a leader.
+    pub progress: Progress,
+    /// Size of the file in bytes.
+    pub file_size: u64,
+}
+
+/// Reads a shard file's header. A node may be running on it.
+pub fn inspect(path: &Path) -> io::Result<Result<Inspection, HeaderError>> {
+    let mut file = File::open(path)?;
+    let file_size = file.metadata()?.len();
+    let mut page = Vec::with_capacity(HEADER_PAGE_SIZE);
+    (&mut file).take(HEADER_PAGE_SIZE as u64).read_to_end(&mut page)?;
+    let read = || {
+        let identity = Identity::read(path, &page)?;
+        let state = State::read(path, &page)?;
+        Ok(Inspection { identity, state, progress: Progress::read(&page), file_size })
+    };
+    Ok(read())
+}

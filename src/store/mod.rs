@@ -1,0 +1,256 @@
+//! Floor 3: routing, the one write path, and what replication takes from a store.
+//!
+//! Locks: one per shard, and nothing is locked under it. The directory lock is held from open to
+//! drop. A write holds its shard's lock exclusively while it looks up the slot, writes the image
+//! and pushes it to the shard's rings; a read or a step of a scan holds it shared.
+//! [`open`] makes and opens stores, [`records`] is what clients call, [`replicate`] what links call.
+
+pub mod directory;
+pub mod open;
+pub mod records;
+pub mod replicate;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use uuid::Uuid;
+
+use crate::clock::Clock;
+use crate::ring::RingWriter;
+use crate::shard::Shard;
+use crate::slot::{Geometry, ShardIndex, SlotError, SlotIndex, SlotView};
+
+pub use crate::shard::header::{HeaderError, Progress, State, Term};
+pub use crate::shard::recover::Ending;
+pub use crate::shard::scan::Scan;
+pub use crate::shard::{ApplyError, BLOCK_SLOTS, Counts};
+pub use open::{OpenError, Options};
+pub use records::{Change, Entry, NotANumber, ReadError, WriteError};
+pub use replicate::Applied;
+
+/// What lies behind a shard's lock.
+pub(crate) struct Locked {
+    pub(crate) shard: Shard,
+    pub(crate) rings: Vec<RingWriter>,
+    pub(crate) puts: u64,
+    pub(crate) deletes: u64,
+    pub(crate) rejected: u64,
+    pub(crate) ring_overflows: u64,
+}
+
+// On cache lines of its own: two shards' locks must not slow each other.
+#[repr(align(128))]
+pub(crate) struct Cell {
+    lock: RwLock<Locked>,
+    index_address: AtomicUsize,
+    index_buckets: AtomicUsize,
+}
+
+impl Cell {
+    fn new(shard: Shard) -> Self {
+        let hint = shard.hint();
+        let locked = Locked { shard, rings: Vec::new(), puts: 0, deletes: 0, rejected: 0, ring_overflows: 0 };
+        Self {
+            lock: RwLock::new(locked),
+            index_address: AtomicUsize::new(hint.base),
+            index_buckets: AtomicUsize::new(hint.bucket_count),
+        }
+    }
+
+    /// Publishes where the index lies; relaxed, as a stale place costs a useless prefetch and no more.
+    #[inline]
+    fn publish_hint(&self, shard: &Shard) {
+        let hint = shard.hint();
+        if self.index_address.load(Ordering::Relaxed) != hint.base {
+            self.index_address.store(hint.base, Ordering::Relaxed);
+            self.index_buckets.store(hint.bucket_count, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Figures of one shard.
+#[derive(Debug, Clone, Copy, Default, serde::Serialize)]
+pub struct ShardStats {
+    /// Last seq.
+    pub seq: u64,
+    /// Current epoch.
+    pub epoch: u64,
+    /// Slots that have a status: the shard's capacity without growing.
+    pub slots_formatted: u64,
+    /// Slots that hold a record.
+    pub slots_used: u64,
+    /// Tombstones.
+    pub slots_deleted: u64,
+    /// Slots found damaged when the shard was opened, and not healed since.
+    pub slots_damaged: u64,
+    /// Records that carry an expiry time.
+    pub expiring: u64,
+    /// Records stored since the store was opened.
+    pub puts: u64,
+    /// Records deleted since the store was opened.
+    pub deletes: u64,
+    /// Writes refused for want of space.
+    pub rejected: u64,
+    /// Rings attached.
+    pub rings: u64,
+    /// Times a ring was found full, since the store was opened.
+    pub ring_overflows: u64,
+    /// Memory for index and block summaries, in bytes.
+    pub memory_bytes: u64,
+    /// Size of the shard's file, in bytes.
+    pub file_bytes: u64,
+}
+
+/// A store. Share it with `Arc`; all methods take `&self`.
+pub struct Store {
+    geometry: Geometry,
+    store_id: Uuid,
+    clock: Arc<dyn Clock>,
+    cells: Box<[Cell]>,
+    read_only: AtomicBool,
+    closed: AtomicBool,
+    ending: Ending,
+    _directory_lock: Option<File>,
+}
+
+impl Store {
+    /// The store's sizes.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// The store's identity; all its followers share it.
+    #[must_use]
+    pub fn store_id(&self) -> Uuid {
+        self.store_id
+    }
+
+    /// The clock that expiry times are compared with.
+    #[must_use]
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// How the last process that had the store open ended.
+    #[must_use]
+    pub fn ending(&self) -> Ending {
+        self.ending
+    }
+
+    /// Whether only [`Store::apply`] changes the store.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Relaxed)
+    }
+
+    /// A follower's store is read-only for everybody but [`Store::apply`].
+    pub fn set_read_only(&self, read_only: bool) {
+        self.read_only.store(read_only, Ordering::Relaxed);
+    }
+
+    /// All shards' indexes.
+    pub fn shards(&self) -> impl Iterator<Item = ShardIndex> + use<> {
+        (0..self.geometry.shard_count).map(ShardIndex)
+    }
+
+    #[inline]
+    fn cell(&self, shard: ShardIndex) -> &Cell {
+        &self.cells[usize::from(shard.0)]
+    }
+
+    #[inline]
+    fn shared(&self, shard: ShardIndex) -> RwLockReadGuard<'_, Locked> {
+        self.cell(shard).lock.read()
+    }
+
+    #[inline]
+    fn exclusive(&self, shard: ShardIndex) -> RwLockWriteGuard<'_, Locked> {
+        self.cell(shard).lock.write()
+    }
+
+    /// Figures of a shard.
+    #[must_use]
+    pub fn stats(&self, shard: ShardIndex) -> ShardStats {
+        let locked = self.shared(shard);
+        let (counts, (file, memory)) = (locked.shard.counts(), locked.shard.sizes());
+        ShardStats {
+            seq: locked.shard.seq().0,
+            epoch: locked.shard.epoch(),
+            slots_formatted: locked.shard.slots_formatted().into(),
+            slots_used: counts.occupied,
+            slots_deleted: counts.deleted,
+            slots_damaged: locked.shard.damaged().len() as u64,
+            expiring: counts.expiring,
+            puts: locked.puts,
+            deletes: locked.deletes,
+            rejected: locked.rejected,
+            rings: locked.rings.iter().filter(|ring| !ring.is_abandoned()).count() as u64,
+            ring_overflows: locked.ring_overflows
+                + locked.rings.iter().map(RingWriter::overflows).sum::<u64>(),
+            memory_bytes: memory as u64,
+            file_bytes: file as u64,
+        }
+    }
+
+    /// Slots found damaged when the store was opened, and not replaced since.
+    #[must_use]
+    pub fn damaged(&self) -> Vec<(ShardIndex, SlotIndex, SlotError)> {
+        let of_shard = |shard| {
+            let locked = self.shared(shard);
+            locked
+                .shard
+                .damaged()
+                .iter()
+                .map(|(slot, error)| (shard, *slot, error.clone()))
+                .collect::<Vec<_>>()
+        };
+        self.shards().flat_map(of_shard).collect()
+    }
+
+    /// Compares every shard's index, free set, counts and summaries with a rebuild from its slots.
+    /// Holds one shard's lock at a time for as long as reading it takes: for tools and tests.
+    pub fn check(&self) -> Result<(), String> {
+        for shard in self.shards() {
+            self.shared(shard).shard.check().map_err(|error| format!("shard {shard}: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// Calls `f` with a slot's checked image; for tools and tests.
+    pub fn with_slot<T>(
+        &self,
+        shard: ShardIndex,
+        slot: SlotIndex,
+        f: impl FnOnce(Result<SlotView<'_>, SlotError>) -> T,
+    ) -> T {
+        let locked = self.shared(shard);
+        assert!(slot.0 < locked.shard.slots_formatted(), "slot below slots_formatted");
+        f(locked.shard.view(slot))
+    }
+
+    /// Marks every shard as closed in an orderly way. Later writes fail.
+    pub fn close(&self) {
+        self.read_only.store(true, Ordering::Relaxed);
+        self.closed.store(true, Ordering::Relaxed);
+        for shard in self.shards() {
+            let mut locked = self.exclusive(shard);
+            locked.rings.clear();
+            locked.shard.close();
+        }
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store")
+            .field("store_id", &self.store_id)
+            .field("geometry", &self.geometry)
+            .field("read_only", &self.is_read_only())
+            .finish_non_exhaustive()
+    }
+}

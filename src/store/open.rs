@@ -1,0 +1,380 @@
+//! Making and opening stores.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use crate::clock::{Clock, SystemClock};
+use crate::region::{Region, create_file};
+use crate::shard::Shard;
+use crate::shard::header::{HeaderError, Identity, slots_offset};
+use crate::shard::recover::{Ending, Host, RecoverError};
+use crate::slot::{Geometry, GeometryError, ShardIndex, SlotError, SlotIndex};
+
+use super::{Cell, Store, directory};
+
+// Address space, not memory: what all shards of a store may map together (a process has 128 TiB).
+const RESERVE_TOTAL: u64 = 1 << 45;
+const RESERVE_SHARD_MAX: u64 = 1 << 40;
+
+/// How to open a store.
+#[derive(Clone)]
+pub struct Options {
+    /// Sizes; `None` = as on disk.
+    pub geometry: Option<Geometry>,
+    /// Make a store where the directory holds none; needs `geometry`.
+    pub create: bool,
+    /// Identity; `None` = as on disk, or random for a new store.
+    pub store_id: Option<Uuid>,
+    /// Source of time.
+    pub clock: Arc<dyn Clock>,
+    /// Open a shard that has damaged slots and keep them aside, instead of refusing it. For followers,
+    /// which get the slots again from their leader, and for tools.
+    pub quarantine: bool,
+    /// Map the files privately: nothing that this process does reaches them. For tools.
+    pub private: bool,
+    /// Keep the store in memory, with at most so many slots per shard; no directory is touched.
+    pub memory_slots: Option<u32>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            geometry: None,
+            create: false,
+            store_id: None,
+            clock: Arc::new(SystemClock::new()),
+            quarantine: false,
+            private: false,
+            memory_slots: None,
+        }
+    }
+}
+
+impl Options {
+    /// Opens the directory's store, or makes one of these sizes.
+    #[must_use]
+    pub fn create(geometry: Geometry) -> Self {
+        Self { geometry: Some(geometry), create: true, ..Self::default() }
+    }
+
+    /// A store in memory with at most `slots` slots per shard; for simulators and tests.
+    #[must_use]
+    pub fn memory(geometry: Geometry, slots: u32) -> Self {
+        Self { memory_slots: Some(slots), ..Self::create(geometry) }
+    }
+}
+
+/// Why a store was not opened. What was there is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The system refused.
+    #[error("{path}: cannot {action}: {error}")]
+    Io {
+        /// File or directory.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// Another process has the directory.
+    #[error("{path}: in use by process {owner}")]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// Its process id.
+        owner: String,
+    },
+    /// There is no store, and none was to be made.
+    #[error("{path}: holds no store")]
+    Missing {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The sizes asked for are no geometry.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// The store has other sizes, or another identity, than what was asked for.
+    #[error("{path}: the store's {field} is {found}, wanted {wanted}")]
+    Differs {
+        /// The directory.
+        path: PathBuf,
+        /// Which one.
+        field: &'static str,
+        /// On disk.
+        found: String,
+        /// Asked for.
+        wanted: String,
+    },
+    /// A shard's file is not what it should be.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// A slot is damaged.
+    #[error("{path}: slot {slot} is damaged ({count} in this shard): {error}")]
+    Damaged {
+        /// The shard's file.
+        path: PathBuf,
+        /// First damaged slot.
+        slot: SlotIndex,
+        /// Damaged slots.
+        count: usize,
+        /// What is wrong with it.
+        error: SlotError,
+    },
+}
+
+fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |error| OpenError::Io { path, action, error }
+}
+
+fn recover_error(path: &Path, error: RecoverError) -> OpenError {
+    match error {
+        RecoverError::Header(error) => error.into(),
+        RecoverError::Index(error) => io_error(path, "index the shard")(error),
+    }
+}
+
+fn reserve(geometry: &Geometry) -> usize {
+    let share = (RESERVE_TOTAL / u64::from(geometry.shard_count)).min(RESERVE_SHARD_MAX);
+    usize::try_from(share).unwrap_or(usize::MAX / 2)
+}
+
+impl Store {
+    /// Opens the store in `path`, or makes one, as the options say.
+    pub fn open(path: &Path, options: Options) -> Result<Self, OpenError> {
+        if let Some(geometry) = &options.geometry {
+            geometry.check()?;
+        }
+        if let (Some(slots), Some(geometry)) = (options.memory_slots, options.geometry) {
+            return Self::in_memory(geometry, slots, options);
+        }
+        if options.create {
+            fs::create_dir_all(path).map_err(io_error(path, "create the directory"))?;
+        }
+        if !path.is_dir() {
+            return Err(OpenError::Missing { path: path.into() });
+        }
+        let lock = match directory::lock(path).map_err(io_error(path, "lock the directory"))? {
+            Ok(file) => file,
+            Err(owner) => return Err(OpenError::InUse { path: path.into(), owner }),
+        };
+        let host = directory::host(path).map_err(io_error(path, "identify the mount"))?;
+        if !directory::shards_path(path).exists() {
+            match options.geometry.filter(|_| options.create) {
+                Some(geometry) => {
+                    create(path, geometry, options.store_id.unwrap_or_else(Uuid::new_v4), host)?
+                }
+                None => return Err(OpenError::Missing { path: path.into() }),
+            }
+        }
+        let first = inspect_first(path)?;
+        check_wanted(path, &options, &first)?;
+        let shards = open_shards(path, first, &options)?;
+        Ok(Self::assemble(first.geometry, first.store_id, options.clock, shards, host, Some(lock)))
+    }
+
+    /// All shards are good: from here on they are this process's.
+    fn assemble(
+        geometry: Geometry,
+        store_id: Uuid,
+        clock: Arc<dyn Clock>,
+        mut shards: Vec<Shard>,
+        host: Host,
+        lock: Option<File>,
+    ) -> Self {
+        let worst = |worst: Ending, ending: Ending| match (worst, ending) {
+            (Ending::OsCrash, _) | (_, Ending::OsCrash) => Ending::OsCrash,
+            (Ending::ProcessCrash, _) | (_, Ending::ProcessCrash) => Ending::ProcessCrash,
+            (Ending::Clean, Ending::Clean) => Ending::Clean,
+        };
+        let ending = shards.iter_mut().map(|shard| shard.take_over(host)).fold(Ending::Clean, worst);
+        Self {
+            geometry,
+            store_id,
+            clock,
+            cells: shards.into_iter().map(Cell::new).collect(),
+            read_only: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            ending,
+            _directory_lock: lock,
+        }
+    }
+
+    fn in_memory(geometry: Geometry, slots: u32, options: Options) -> Result<Self, OpenError> {
+        let store_id = options.store_id.unwrap_or_else(Uuid::new_v4);
+        let initial = Shard::initial_size(&geometry);
+        let bytes =
+            (slots_offset(&geometry) + slots as usize * geometry.slot_stride()).next_multiple_of(4096);
+        let make = |shard| {
+            let identity = Identity { store_id, shard, geometry };
+            let shard = Shard::create(Region::heap(initial.min(bytes), bytes), identity, Host::default());
+            shard.map_err(io_error(Path::new("memory"), "make a shard"))
+        };
+        let shards = (0..geometry.shard_count).map(ShardIndex).map(make).collect::<Result<_, OpenError>>()?;
+        Ok(Self::assemble(geometry, store_id, options.clock, shards, Host::default(), None))
+    }
+
+    /// Opens a store in memory again from its slots alone, as a new process does after a kill.
+    pub fn reopen_in_memory(self) -> Result<Self, OpenError> {
+        let (geometry, store_id) = (self.geometry, self.store_id);
+        let path = Path::new("memory");
+        let reopen = |(index, cell): (usize, Cell)| {
+            let shard = ShardIndex(u16::try_from(index).unwrap_or(u16::MAX));
+            let identity = Identity { store_id, shard, geometry };
+            let region = cell.lock.into_inner().shard.into_region();
+            Shard::open(path, region, identity, |_| {}).map_err(|error| recover_error(path, error))
+        };
+        let cells = self.cells.into_iter().enumerate();
+        let shards = cells.map(reopen).collect::<Result<_, OpenError>>()?;
+        Ok(Self::assemble(geometry, store_id, self.clock, shards, Host::default(), None))
+    }
+}
+
+/// Makes all shards beside their final place, and then moves them there at once.
+fn create(path: &Path, geometry: Geometry, store_id: Uuid, host: Host) -> Result<(), OpenError> {
+    let new = directory::new_shards_path(path);
+    if new.exists() {
+        // A creation that was cut off: nothing in it was ever in use.
+        fs::remove_dir_all(&new).map_err(io_error(&new, "remove an unfinished store"))?;
+    }
+    let made = create_shards(&new, geometry, store_id, host);
+    if made.is_err() {
+        // Give the space back; the first error is the one to report.
+        drop(fs::remove_dir_all(&new));
+    }
+    made?;
+    fs::rename(&new, directory::shards_path(path)).map_err(io_error(&new, "move the shards into place"))?;
+    directory::sync(path).map_err(io_error(path, "sync the directory"))
+}
+
+fn create_shards(new: &Path, geometry: Geometry, store_id: Uuid, host: Host) -> Result<(), OpenError> {
+    fs::create_dir(new).map_err(io_error(new, "create the directory"))?;
+    for shard in (0..geometry.shard_count).map(ShardIndex) {
+        let path = new.join(directory::shard_file(shard));
+        let size = Shard::initial_size(&geometry);
+        let file = create_file(&path, size).map_err(io_error(&path, "allocate the file"))?;
+        let region = Region::map(file, size, size).map_err(io_error(&path, "map the file"))?;
+        let identity = Identity { store_id, shard, geometry };
+        let shard = Shard::create(region, identity, host).map_err(io_error(&path, "make the shard"))?;
+        shard.into_region().sync().map_err(io_error(&path, "sync the file"))?;
+    }
+    directory::sync(new).map_err(io_error(new, "sync the directory"))
+}
+
+fn inspect_first(path: &Path) -> Result<Identity, OpenError> {
+    let file = directory::shards_path(path).join(directory::shard_file(ShardIndex(0)));
+    let inspection = directory::inspect(&file).map_err(io_error(&file, "read the header"))??;
+    Ok(inspection.identity)
+}
+
+fn check_wanted(path: &Path, options: &Options, found: &Identity) -> Result<(), OpenError> {
+    let differs = |field, found: String, wanted: String| {
+        if found == wanted {
+            Ok(())
+        } else {
+            Err(OpenError::Differs { path: path.into(), field, found, wanted })
+        }
+    };
+    if let Some(wanted) = &options.geometry {
+        let found = &found.geometry;
+        differs("shard count", found.shard_count.to_string(), wanted.shard_count.to_string())?;
+        differs("key size", found.key_size_max.to_string(), wanted.key_size_max.to_string())?;
+        differs("value size", found.value_size_max.to_string(), wanted.value_size_max.to_string())?;
+        differs(
+            "shard prefix bits",
+            found.shard_prefix_bits.to_string(),
+            wanted.shard_prefix_bits.to_string(),
+        )?;
+    }
+    if let Some(wanted) = options.store_id {
+        differs("id", found.store_id.to_string(), wanted.to_string())?;
+    }
+    Ok(())
+}
+
+/// Opens all shards, on as many threads as there are processors, with a log line each second.
+fn open_shards(path: &Path, first: Identity, options: &Options) -> Result<Vec<Shard>, OpenError> {
+    let shard_count = first.geometry.shard_count;
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(usize::from(shard_count));
+    let (visited, next) = (AtomicU64::new(0), AtomicU64::new(0));
+    let waiting = thread::current();
+    let mut opened = thread::scope(|scope| {
+        let work = || {
+            let mut opened = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(shard) =
+                    u16::try_from(index).ok().filter(|index| *index < shard_count).map(ShardIndex)
+                else {
+                    waiting.unpark();
+                    return opened;
+                };
+                let count = |slots: u32| {
+                    visited.fetch_add(slots.into(), Ordering::Relaxed);
+                };
+                opened.push((shard, open_shard(path, Identity { shard, ..first }, options, count)));
+            }
+        };
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let (start, mut said) = (Instant::now(), 0);
+        while workers.iter().any(|worker| !worker.is_finished()) {
+            thread::park_timeout(Duration::from_millis(5));
+            let elapsed = start.elapsed().as_secs();
+            if elapsed > said {
+                said = elapsed;
+                let slots = visited.load(Ordering::Relaxed);
+                tracing::info!(
+                    slots,
+                    shards_begun = next.load(Ordering::Relaxed).min(shard_count.into()),
+                    shard_count,
+                    "opening the store"
+                );
+            }
+        }
+        let join = |worker: thread::ScopedJoinHandle<'_, _>| match worker.join() {
+            Ok(opened) => opened,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        workers.into_iter().flat_map(join).collect::<Vec<_>>()
+    });
+    opened.sort_by_key(|(shard, _)| *shard);
+    opened.into_iter().map(|(_, opened)| opened).collect()
+}
+
+fn open_shard(
+    directory: &Path,
+    wanted: Identity,
+    options: &Options,
+    visited: impl Fn(u32),
+) -> Result<Shard, OpenError> {
+    let path = directory::shards_path(directory).join(directory::shard_file(wanted.shard));
+    let found = directory::inspect(&path).map_err(io_error(&path, "read the header"))??;
+    if found.identity != wanted {
+        let (found, wanted) = (format!("{:?}", found.identity), format!("{wanted:?}"));
+        return Err(HeaderError::Differs { path, field: "identity", found, wanted }.into());
+    }
+    let file = File::options().read(true).write(!options.private).open(&path);
+    let file = file.map_err(io_error(&path, "open the file"))?;
+    let len = usize::try_from(found.file_size).unwrap_or(usize::MAX);
+    let region = if options.private {
+        Region::map_private(&file, len)
+    } else {
+        Region::map(file, len, reserve(&wanted.geometry).max(len))
+    };
+    let region = region.map_err(io_error(&path, "map the file"))?;
+    let shard = Shard::open(&path, region, wanted, visited).map_err(|error| recover_error(&path, error))?;
+    match shard.damaged().first() {
+        Some((slot, error)) if !options.quarantine => {
+            Err(OpenError::Damaged { slot: *slot, count: shard.damaged().len(), error: error.clone(), path })
+        }
+        _ => Ok(shard),
+    }
+}

@@ -1,0 +1,470 @@
+//! What clients do with records: read, put, delete, update, visit.
+//!
+//! An expired record is absent for every reader; only [`Store::sweep`] and writes by the leader
+//! remove it, as ordinary changes.
+
+use std::io;
+
+use crate::shard::index::Hint;
+use crate::slot::{Place, Seq, ShardIndex, SlotError, SlotIndex, SlotView, Status};
+
+use super::{Cell, Locked, Store};
+
+// Keys whose cache lines are loaded ahead: enough to hide a miss, few enough to stay in the first level.
+const BATCH_KEYS: usize = 16;
+
+/// Why a record was not read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// The slot that should hold it is damaged.
+    #[error("shard {shard} slot {slot}: {error}")]
+    Damaged {
+        /// Its shard.
+        shard: ShardIndex,
+        /// Its slot.
+        slot: SlotIndex,
+        /// What is wrong with it.
+        error: SlotError,
+    },
+}
+
+/// Why a write was not done; nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// No such key fits.
+    #[error("key is {found} bytes, this store holds keys of 1 to {wanted}")]
+    KeySize {
+        /// Bytes of the key.
+        found: usize,
+        /// Key capacity.
+        wanted: u16,
+    },
+    /// No such value fits.
+    #[error("value is {found} bytes, this store holds values of at most {wanted}")]
+    ValueSize {
+        /// Bytes of the value.
+        found: usize,
+        /// Value capacity.
+        wanted: u16,
+    },
+    /// No slot is free and the shard could not grow.
+    #[error("no free slot in shard {shard} and no space to grow: {error}")]
+    Full {
+        /// The key's shard.
+        shard: ShardIndex,
+        /// What the system said.
+        error: String,
+    },
+    /// A follower's store takes changes from its leader only.
+    #[error("this store is read-only")]
+    ReadOnly,
+    /// The record's present value had to be read, and is damaged.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// A record as a reader sees it. Expired records are never seen.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// Its key.
+    pub key: &'a [u8],
+    /// Its value.
+    pub value: &'a [u8],
+    /// Unix time in milliseconds; 0 = never.
+    pub expire_at: u64,
+    /// Commit number of its last change, within its shard.
+    pub seq: Seq,
+}
+
+impl<'a> From<SlotView<'a>> for Entry<'a> {
+    #[inline]
+    fn from(view: SlotView<'a>) -> Self {
+        Self { key: view.key(), value: view.value(), expire_at: view.expire_at(), seq: view.seq() }
+    }
+}
+
+/// What [`Store::update`] is to do with a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Leave it as it is.
+    Keep,
+    /// Remove it, if there is one.
+    Delete,
+    /// Store the value that the closure left in its buffer.
+    Put {
+        /// Unix time in milliseconds; 0 = never.
+        expire_at: u64,
+    },
+    /// Keep the value and set another expiry, if there is a record.
+    Expire {
+        /// Unix time in milliseconds; 0 = never.
+        expire_at: u64,
+    },
+}
+
+/// The value of a counter is no decimal 64-bit number, or the result would be none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("value is not an integer or out of range")]
+pub struct NotANumber;
+
+/// The number in a value, as Redis reads one: decimal, no sign but a minus, no leading zeros or blanks.
+#[must_use]
+pub fn parse_integer(value: &[u8]) -> Option<i64> {
+    let digits = value.strip_prefix(b"-").unwrap_or(value);
+    let canonical = match digits {
+        [b'0'] => digits.len() == value.len(),
+        [b'1'..=b'9', rest @ ..] => rest.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    canonical.then(|| std::str::from_utf8(value).ok()?.parse().ok()).flatten()
+}
+
+impl Locked {
+    /// The live record at a place.
+    #[inline]
+    fn live(
+        &self,
+        store: &Store,
+        place: Place,
+        key: &[u8],
+    ) -> Result<(Option<SlotIndex>, Option<SlotView<'_>>), ReadError> {
+        let Some(slot) = self.shard.find(place.hash, key) else { return Ok((None, None)) };
+        let damaged = |error| ReadError::Damaged { shard: place.shard, slot, error };
+        let view = self.shard.view(slot).map_err(damaged)?;
+        Ok((Some(slot), Some(view).filter(|view| !store.is_expired(view.expire_at()))))
+    }
+
+    #[inline]
+    fn put(
+        &mut self,
+        cell: &Cell,
+        place: Place,
+        slot: Option<SlotIndex>,
+        key: &[u8],
+        value: &[u8],
+        expire_at: u64,
+    ) -> Result<Seq, WriteError> {
+        match self.shard.put(place.hash, slot, key, value, expire_at) {
+            Ok(record) => {
+                for ring in &mut self.rings {
+                    ring.push(record);
+                }
+            }
+            Err(error) => return Err(self.refuse(place.shard, &error)),
+        }
+        self.puts += 1;
+        cell.publish_hint(&self.shard);
+        Ok(self.shard.seq())
+    }
+
+    #[cold]
+    fn refuse(&mut self, shard: ShardIndex, error: &io::Error) -> WriteError {
+        self.rejected += 1;
+        WriteError::Full { shard, error: error.to_string() }
+    }
+
+    fn delete(&mut self, hash: u32, slot: SlotIndex, key: &[u8]) {
+        let record = self.shard.delete(hash, slot, key);
+        for ring in &mut self.rings {
+            ring.push(record);
+        }
+        self.deletes += 1;
+    }
+}
+
+impl Store {
+    /// The shard that holds `key`.
+    #[must_use]
+    pub fn shard_of(&self, key: &[u8]) -> ShardIndex {
+        self.geometry.place(key).shard
+    }
+
+    #[inline]
+    fn is_expired(&self, expire_at: u64) -> bool {
+        // The clock is asked only for records that can expire.
+        expire_at != 0 && expire_at <= self.clock.unix_ms()
+    }
+
+    #[inline]
+    fn check_write(&self, key: &[u8], value: &[u8]) -> Result<(), WriteError> {
+        if self.is_read_only() {
+            return Err(WriteError::ReadOnly);
+        }
+        let geometry = &self.geometry;
+        if key.is_empty() || key.len() > usize::from(geometry.key_size_max) {
+            return Err(WriteError::KeySize { found: key.len(), wanted: geometry.key_size_max });
+        }
+        if value.len() > usize::from(geometry.value_size_max) {
+            return Err(WriteError::ValueSize { found: value.len(), wanted: geometry.value_size_max });
+        }
+        Ok(())
+    }
+
+    // ---- reads
+
+    /// Calls `f` with the record under its shard's shared lock: keep it short.
+    #[inline]
+    pub fn read<T>(&self, key: &[u8], f: impl FnOnce(Entry<'_>) -> T) -> Result<Option<T>, ReadError> {
+        let place = self.geometry.place(key);
+        let locked = self.shared(place.shard);
+        let (_, live) = locked.live(self, place, key)?;
+        Ok(live.map(|view| f(view.into())))
+    }
+
+    /// A copy of the value.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
+        self.read(key, |entry| entry.value.to_vec())
+    }
+
+    /// Puts the value into `target`, in place of what is there; false if there is no such record.
+    #[inline]
+    pub fn get_into(&self, key: &[u8], target: &mut Vec<u8>) -> Result<bool, ReadError> {
+        target.clear();
+        Ok(self.read(key, |entry| target.extend_from_slice(entry.value))?.is_some())
+    }
+
+    /// Whether there is a record.
+    pub fn contains(&self, key: &[u8]) -> Result<bool, ReadError> {
+        Ok(self.read(key, |_| ())?.is_some())
+    }
+
+    /// Reads many records, calling `f` with each key's position and record, in order. Cache lines are
+    /// loaded ahead, which is several times faster than one [`Store::read`] after another.
+    pub fn get_batch<K: AsRef<[u8]>>(
+        &self,
+        keys: &[K],
+        mut f: impl FnMut(usize, Option<Entry<'_>>),
+    ) -> Result<(), ReadError> {
+        for (chunk_index, chunk) in keys.chunks(BATCH_KEYS).enumerate() {
+            let places = self.prefetch_places(chunk.iter().map(AsRef::as_ref));
+            for (offset, key) in chunk.iter().enumerate() {
+                let locked = self.shared(places[offset].shard);
+                let (_, live) = locked.live(self, places[offset], key.as_ref())?;
+                f(chunk_index * BATCH_KEYS + offset, live.map(Entry::from));
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts loading the cache lines that reading or writing these keys will need; for a caller that
+    /// has several commands at hand. Takes at most the first 16.
+    #[inline]
+    pub fn prefetch<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) {
+        self.prefetch_places(keys);
+    }
+
+    #[inline]
+    fn prefetch_places<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) -> [Place; BATCH_KEYS] {
+        let mut places = [Place { shard: ShardIndex(0), hash: 0 }; BATCH_KEYS];
+        let mut len = 0;
+        for (place, key) in places.iter_mut().zip(keys) {
+            *place = self.geometry.place(key);
+            let cell = self.cell(place.shard);
+            let base = cell.index_address.load(std::sync::atomic::Ordering::Relaxed);
+            let bucket_count = cell.index_buckets.load(std::sync::atomic::Ordering::Relaxed);
+            Hint { base, bucket_count }.prefetch(place.hash);
+            len += 1;
+        }
+        for place in &places[..len] {
+            // A shard that is being written right now is left out: its lines are loaded when needed.
+            if let Some(locked) = self.cell(place.shard).lock.try_read() {
+                locked.shard.prefetch_slots(place.hash);
+            }
+        }
+        places
+    }
+
+    /// Records, expired ones that are not removed yet included.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.shards().map(|shard| self.shared(shard).shard.counts().occupied).sum()
+    }
+
+    /// Whether there is no record.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Visits the records of at most `slots_max` slots from `from` on; says where to go on, `None` at
+    /// the end. A record that is there throughout a visit of all slots is visited; one that moves may
+    /// be visited twice.
+    pub fn visit(
+        &self,
+        shard: ShardIndex,
+        from: SlotIndex,
+        slots_max: u32,
+        mut f: impl FnMut(Entry<'_>),
+    ) -> Result<Option<SlotIndex>, ReadError> {
+        let locked = self.shared(shard);
+        let end = locked.shard.slots_formatted();
+        let stop = from.0.saturating_add(slots_max).min(end);
+        for slot in (from.0..stop).map(SlotIndex) {
+            let damaged = |error| ReadError::Damaged { shard, slot, error };
+            let view = locked.shard.view(slot).map_err(damaged)?;
+            if view.status() == Status::Occupied && !self.is_expired(view.expire_at()) {
+                f(view.into());
+            }
+        }
+        Ok((stop < end).then_some(SlotIndex(stop)))
+    }
+
+    // ---- writes
+
+    /// Stores a record that never expires; returns the change's seq in the key's shard.
+    #[inline]
+    pub fn put(&self, key: &[u8], value: &[u8]) -> Result<Seq, WriteError> {
+        self.put_expiring(key, value, 0)
+    }
+
+    /// Stores a record that expires at a Unix time in milliseconds (0 = never).
+    #[inline]
+    pub fn put_expiring(&self, key: &[u8], value: &[u8], expire_at: u64) -> Result<Seq, WriteError> {
+        self.check_write(key, value)?;
+        self.put_at(self.geometry.place(key), key, value, expire_at)
+    }
+
+    #[inline]
+    fn put_at(&self, place: Place, key: &[u8], value: &[u8], expire_at: u64) -> Result<Seq, WriteError> {
+        let cell = self.cell(place.shard);
+        let mut locked = self.exclusive(place.shard);
+        let slot = locked.shard.find(place.hash, key);
+        locked.put(cell, place, slot, key, value, expire_at)
+    }
+
+    /// Stores many records, in order. Cache lines are loaded ahead, which is several times faster than
+    /// one [`Store::put`] after another. On an error the records before the refused one are stored.
+    pub fn put_batch<K: AsRef<[u8]>, V: AsRef<[u8]>>(&self, records: &[(K, V)]) -> Result<(), WriteError> {
+        for chunk in records.chunks(BATCH_KEYS) {
+            let places = self.prefetch_places(chunk.iter().map(|(key, _)| key.as_ref()));
+            for (place, (key, value)) in places.iter().zip(chunk) {
+                self.check_write(key.as_ref(), value.as_ref())?;
+                self.put_at(*place, key.as_ref(), value.as_ref(), 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a record; false if there was none.
+    pub fn delete(&self, key: &[u8]) -> Result<bool, WriteError> {
+        let delete = |entry: Option<Entry<'_>>, _: &mut Vec<u8>| (Change::Delete, entry.is_some());
+        self.update(key, delete)
+    }
+
+    /// Read-modify-write under the shard's exclusive lock. `f` gets the live record, if there is one,
+    /// and an empty buffer for a new value; what it returns beside the change is the result.
+    pub fn update<T>(
+        &self,
+        key: &[u8],
+        f: impl FnOnce(Option<Entry<'_>>, &mut Vec<u8>) -> (Change, T),
+    ) -> Result<T, WriteError> {
+        self.check_write(key, &[])?;
+        let place = self.geometry.place(key);
+        let cell = self.cell(place.shard);
+        let mut locked = self.exclusive(place.shard);
+        let (slot, live) = locked.live(self, place, key)?;
+        let mut value = Vec::new();
+        let is_live = live.is_some();
+        let (change, result) = f(live.map(Entry::from), &mut value);
+        let expire_at = match (change, live, slot) {
+            // An expired record that a write meets goes away with it.
+            (Change::Delete, _, Some(slot)) => {
+                locked.delete(place.hash, slot, key);
+                return Ok(result);
+            }
+            (Change::Put { expire_at }, _, _) => expire_at,
+            (Change::Expire { expire_at }, Some(live), _) => {
+                value.clear();
+                value.extend_from_slice(live.value());
+                expire_at
+            }
+            (Change::Keep | Change::Delete | Change::Expire { .. }, _, _) => return Ok(result),
+        };
+        debug_assert!(
+            is_live || !matches!(change, Change::Expire { .. }),
+            "only a live record is given another expiry"
+        );
+        self.check_write(key, &value)?;
+        locked.put(cell, place, slot, key, &value, expire_at)?;
+        Ok(result)
+    }
+
+    /// Stores `value` if the record's value is `expected` (`None`: if there is no record).
+    pub fn compare_and_set(
+        &self,
+        key: &[u8],
+        expected: Option<&[u8]>,
+        value: &[u8],
+    ) -> Result<bool, WriteError> {
+        self.check_write(key, value)?;
+        self.update(key, |entry, buffer| {
+            if entry.map(|entry| entry.value) != expected {
+                return (Change::Keep, false);
+            }
+            buffer.extend_from_slice(value);
+            (Change::Put { expire_at: entry.map_or(0, |entry| entry.expire_at) }, true)
+        })
+    }
+
+    /// Adds to a decimal counter, which is zero where there is no record; keeps its expiry.
+    pub fn increment(&self, key: &[u8], by: i64) -> Result<Result<i64, NotANumber>, WriteError> {
+        self.update(key, |entry, buffer| {
+            let old = entry.map_or(Some(0), |entry| parse_integer(entry.value));
+            let Some(sum) = old.and_then(|old| old.checked_add(by)) else {
+                return (Change::Keep, Err(NotANumber));
+            };
+            buffer.extend_from_slice(sum.to_string().as_bytes());
+            (Change::Put { expire_at: entry.map_or(0, |entry| entry.expire_at) }, Ok(sum))
+        })
+    }
+
+    /// Deletes every record, as ordinary changes; says how many.
+    pub fn clear(&self) -> Result<u64, WriteError> {
+        if self.is_read_only() {
+            return Err(WriteError::ReadOnly);
+        }
+        Ok(self.shards().map(|shard| self.delete_where(shard, SlotIndex(0), u32::MAX, |_| true).0).sum())
+    }
+
+    /// Deletes expired records among at most `slots_max` slots from `from` on; says how many, and where
+    /// to go on. Only for a leader: a follower gets the deletions from it.
+    pub fn sweep(&self, shard: ShardIndex, from: SlotIndex, slots_max: u32) -> (u64, Option<SlotIndex>) {
+        if self.is_read_only() {
+            return (0, None);
+        }
+        let now = self.clock.unix_ms();
+        self.delete_where(shard, from, slots_max, |view| view.expire_at() != 0 && view.expire_at() <= now)
+    }
+
+    fn delete_where(
+        &self,
+        shard: ShardIndex,
+        from: SlotIndex,
+        slots_max: u32,
+        is_due: impl Fn(&SlotView<'_>) -> bool,
+    ) -> (u64, Option<SlotIndex>) {
+        // Other writers get their turn between two steps.
+        const STEP_SLOTS: u32 = 256;
+        let (mut next, mut deleted, mut key) = (from, 0, Vec::new());
+        let last = from.0.saturating_add(slots_max);
+        loop {
+            let mut locked = self.exclusive(shard);
+            let end = locked.shard.slots_formatted().min(last);
+            let stop = next.0.saturating_add(STEP_SLOTS).min(end);
+            for slot in (next.0..stop).map(SlotIndex) {
+                // A damaged slot is not known to hold what it seems to: leave it for a reader to report.
+                let Ok(view) = locked.shard.view(slot) else { continue };
+                if view.status() == Status::Occupied && is_due(&view) {
+                    key.clear();
+                    key.extend_from_slice(view.key());
+                    locked.delete(self.geometry.place(&key).hash, slot, &key);
+                    deleted += 1;
+                }
+            }
+            next = SlotIndex(stop);
+            if stop >= end {
+                return (deleted, (stop < locked.shard.slots_formatted()).then_some(next));
+            }
+        }
+    }
+}

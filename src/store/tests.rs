@@ -1,0 +1,440 @@
+//! The store against a model, through reopening, kills at every byte, and a follower's eyes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::clock::ManualClock;
+use crate::ring::Sleeper;
+use crate::slot::Seq;
+
+fn geometry(shard_count: u16) -> Geometry {
+    Geometry { shard_count, key_size_max: 8, value_size_max: 24, shard_prefix_bits: 0 }
+}
+
+fn memory(shard_count: u16, slots: u32) -> Store {
+    Store::open("unused".as_ref(), Options::memory(geometry(shard_count), slots)).unwrap()
+}
+
+fn contents(store: &Store) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for shard in store.shards() {
+        store
+            .visit(shard, SlotIndex(0), u32::MAX, |entry| {
+                assert!(
+                    all.insert(entry.key.to_vec(), entry.value.to_vec()).is_none(),
+                    "a key is visited once"
+                );
+            })
+            .unwrap();
+    }
+    all
+}
+
+/// Full scan of `leader` applied to `follower`.
+fn sync(leader: &Store, follower: &Store, shard: ShardIndex, since: Seq) {
+    let mut scan = leader.scan(shard, since);
+    loop {
+        let mut batch = Vec::new();
+        let more = leader.scan_next(shard, &mut scan, &mut batch, 500).unwrap();
+        follower.apply(shard, &batch).unwrap();
+        if !more {
+            return;
+        }
+    }
+}
+
+fn assert_equal(left: &Store, right: &Store) {
+    for shard in left.shards() {
+        let slots = left.extent(shard).0.min(right.extent(shard).0);
+        for slot in (0..slots).map(SlotIndex) {
+            let image = |store: &Store| store.with_slot(shard, slot, |view| view.unwrap().image().to_vec());
+            assert_eq!(image(left), image(right), "shard {shard} slot {slot}");
+        }
+    }
+    assert_eq!(contents(left), contents(right));
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Put(u8, u8),
+    Delete(u8),
+    Increment(u8),
+    CompareAndSet(u8, u8),
+    Clear,
+    Reopen,
+    Delta,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        8 => (any::<u8>(), 0_u8..24).prop_map(|(key, len)| Op::Put(key % 48, len)),
+        5 => any::<u8>().prop_map(|key| Op::Delete(key % 48)),
+        2 => any::<u8>().prop_map(|key| Op::Increment(key % 48)),
+        2 => (any::<u8>(), 0_u8..24).prop_map(|(key, len)| Op::CompareAndSet(key % 48, len)),
+        1 => Just(Op::Clear),
+        2 => Just(Op::Reopen),
+        2 => Just(Op::Delta),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #[test]
+    fn behaves_as_a_map_through_kills_and_deltas(ops in prop::collection::vec(op(), 1..200)) {
+        let mut store = memory(2, 100);
+        let follower = memory(2, 100);
+        let mut synced = [Seq::ZERO; 2];
+        let mut model: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        for op in ops {
+            match op {
+                Op::Put(key, len) => {
+                    store.put(&[key], &vec![key; usize::from(len)]).unwrap();
+                    model.insert(vec![key], vec![key; usize::from(len)]);
+                }
+                Op::Delete(key) => {
+                    prop_assert_eq!(store.delete(&[key]).unwrap(), model.remove(&[key][..]).is_some());
+                }
+                Op::Increment(key) => {
+                    let old = model.get(&[key][..]).map_or(Some(0), |value| records::parse_integer(value));
+                    let got = store.increment(&[key], 1).unwrap();
+                    prop_assert_eq!(got.ok(), old.map(|old| old + 1));
+                    if let Some(old) = old {
+                        model.insert(vec![key], (old + 1).to_string().into_bytes());
+                    }
+                }
+                Op::CompareAndSet(key, len) => {
+                    let expected = model.get(&[key][..]).cloned();
+                    prop_assert!(!store.compare_and_set(&[key], Some(b"never a value"), b"x").unwrap());
+                    prop_assert!(store.compare_and_set(&[key], expected.as_deref(), &vec![1; usize::from(len)]).unwrap());
+                    model.insert(vec![key], vec![1; usize::from(len)]);
+                }
+                Op::Clear => {
+                    prop_assert_eq!(store.clear().unwrap(), model.len() as u64);
+                    model.clear();
+                }
+                Op::Reopen => store = store.reopen_in_memory().unwrap(),
+                Op::Delta => {
+                    for shard in store.shards() {
+                        sync(&store, &follower, shard, synced[usize::from(shard.0)]);
+                        synced[usize::from(shard.0)] = store.head(shard);
+                    }
+                    follower.check().unwrap();
+                    assert_equal(&store, &follower);
+                }
+            }
+            store.check().unwrap();
+            prop_assert_eq!(store.len(), model.len() as u64);
+            for key in 0..48 {
+                prop_assert_eq!(store.get(&[key]).unwrap(), model.get(&[key][..]).cloned());
+            }
+        }
+        prop_assert_eq!(contents(&store), model);
+    }
+}
+
+/// Builds the region of a process killed in the middle of a change: `before` with the first
+/// `redo` bytes of the redo write and then the first `slot` bytes of the slot write.
+fn killed(before: &[u8], after: &[u8], redo: (usize, usize), slot: (usize, usize)) -> Store {
+    let geometry = geometry(1);
+    let mut region = crate::region::Region::heap(before.len(), before.len());
+    let bytes = region.bytes_mut(0, before.len());
+    bytes.copy_from_slice(before);
+    let length = crate::shard::REDO_OFFSET + 4;
+    // The write's order: length to zero, slot index, image, length, copy to the slot.
+    if redo.0 > 0 {
+        bytes[length..length + 4].fill(0);
+        bytes[crate::shard::REDO_OFFSET..length].copy_from_slice(&after[crate::shard::REDO_OFFSET..length]);
+        bytes[length + 4..length + 4 + redo.0].copy_from_slice(&after[length + 4..length + 4 + redo.0]);
+    }
+    if redo.0 == redo.1 {
+        bytes[length..length + 4].copy_from_slice(&after[length..length + 4]);
+        bytes[slot.0..slot.0 + slot.1].copy_from_slice(&after[slot.0..slot.0 + slot.1]);
+    }
+    let page = region.bytes(0, 4096).to_vec();
+    let identity = crate::shard::Identity::read("memory".as_ref(), &page).unwrap();
+    assert_eq!(identity.geometry, geometry);
+    let mut opened = Shard::open("memory".as_ref(), region, identity, |_| {}).unwrap();
+    let ending = opened.take_over(Default::default());
+    Store {
+        geometry,
+        store_id: identity.store_id,
+        clock: Arc::new(ManualClock::new(1)),
+        cells: [Cell::new(opened)].into_iter().collect(),
+        read_only: AtomicBool::new(false),
+        closed: AtomicBool::new(false),
+        ending,
+        _directory_lock: None,
+    }
+}
+
+fn image_of(store: &Store) -> Vec<u8> {
+    let locked = store.shared(ShardIndex(0));
+    locked.shard.region_bytes().to_vec()
+}
+
+/// A kill in the middle of an overwrite once meant that both the old and the new value were gone:
+/// the slot was neither.
+#[test]
+fn a_kill_at_any_byte_of_a_write_leaves_the_old_value_or_the_new_one() {
+    for (old, new) in
+        [(&b"older and longer"[..], &b"new"[..]), (b"old", b"newer and longer"), (b"", b"first")]
+    {
+        let store = memory(1, 100);
+        store.put(b"other", b"value").unwrap();
+        if !old.is_empty() {
+            store.put(b"key", old).unwrap();
+        }
+        let before = image_of(&store);
+        store.put(b"key", new).unwrap();
+        let after = image_of(&store);
+        let (slot, size) = (
+            crate::shard::header::slots_offset(&geometry(1)) + geometry(1).slot_stride(),
+            24 + 3 + new.len(),
+        );
+        for redo in 0..=size {
+            let found = killed(&before, &after, (redo, size + 1), (slot, 0));
+            let wanted = (!old.is_empty()).then(|| old.to_vec());
+            assert_eq!(found.get(b"key").unwrap(), wanted, "redo cut at {redo}");
+            assert!(found.damaged().is_empty());
+            found.check().unwrap();
+        }
+        for copied in 0..=size {
+            let found = killed(&before, &after, (size, size), (slot, copied));
+            assert_eq!(found.get(b"key").unwrap().as_deref(), Some(new), "copy cut at {copied}");
+            assert_eq!(found.get(b"other").unwrap().as_deref(), Some(&b"value"[..]));
+            assert!(found.damaged().is_empty());
+            found.check().unwrap();
+        }
+    }
+}
+
+#[test]
+fn every_flipped_bit_of_a_slot_is_found_and_never_served() {
+    let store = memory(1, 100);
+    store.put(b"key", b"a value").unwrap();
+    let before = image_of(&store);
+    let start = crate::shard::header::slots_offset(&geometry(1));
+    for bit in 0..(24 + 3 + 7) * 8 {
+        let mut damaged = before.clone();
+        damaged[start + bit / 8] ^= 1 << (bit % 8);
+        // Void the redo record: it would heal the slot.
+        damaged[crate::shard::REDO_OFFSET + 4..crate::shard::REDO_OFFSET + 8].fill(0);
+        let found = killed(&damaged, &damaged, (0, 1), (start, 0));
+        assert_eq!(found.damaged().len(), 1, "bit {bit}");
+        assert_ne!(found.get(b"key"), Ok(Some(b"another".to_vec())));
+        assert_eq!(found.get(b"key").ok().flatten(), None, "bit {bit}");
+        let mut scan = found.scan(ShardIndex(0), Seq::ZERO);
+        assert!(
+            found.scan_next(ShardIndex(0), &mut scan, &mut Vec::new(), 1000).is_err(),
+            "bit {bit} is not sent"
+        );
+    }
+}
+
+#[test]
+fn a_damaged_slot_is_healed_by_its_leader_s_image() {
+    let store = memory(1, 100);
+    store.put(b"key", b"a value").unwrap();
+    let mut batch = Vec::new();
+    store.scan_next(ShardIndex(0), &mut store.scan(ShardIndex(0), Seq::ZERO), &mut batch, 1000).unwrap();
+    let mut damaged = image_of(&store);
+    let start = crate::shard::header::slots_offset(&geometry(1));
+    damaged[start + 30] ^= 4;
+    damaged[crate::shard::REDO_OFFSET + 4..crate::shard::REDO_OFFSET + 8].fill(0);
+    let found = killed(&damaged, &damaged, (0, 1), (start, 0));
+    assert_eq!(found.apply(ShardIndex(0), &batch).unwrap().applied, 1);
+    assert_eq!(found.get(b"key").unwrap().as_deref(), Some(&b"a value"[..]));
+    assert!(found.damaged().is_empty());
+    found.check().unwrap();
+}
+
+#[test]
+fn a_key_that_moved_slots_is_found_whatever_order_its_images_come_in() {
+    let leader = memory(1, 100);
+    let shard = ShardIndex(0);
+    for key in [b"a", b"b", b"c"] {
+        leader.put(key, b"first").unwrap();
+    }
+    let follower = memory(1, 100);
+    sync(&leader, &follower, shard, Seq::ZERO);
+    // Slot 0 held "a"; now it holds "c", and slot 2, which held "c", holds "a".
+    leader.delete(b"a").unwrap();
+    leader.delete(b"c").unwrap();
+    leader.put(b"c", b"second").unwrap();
+    leader.put(b"a", b"second").unwrap();
+    let mut batch = Vec::new();
+    leader.scan_next(shard, &mut leader.scan(shard, Seq(3)), &mut batch, 10_000).unwrap();
+    let records: Vec<_> = crate::slot::Records::new(&geometry(1), &batch).map(Result::unwrap).collect();
+    assert_eq!(records.len(), 2, "two slots changed");
+    for order in [[0, 1], [1, 0]] {
+        let follower = follower_copy(&follower);
+        for place in order {
+            let mut one = Vec::new();
+            crate::slot::image::push_record(&mut one, records[place].slot, records[place].image);
+            follower.apply(shard, &one).unwrap();
+            // Twice, as after a reconnect.
+            assert_eq!(follower.apply(shard, &one).unwrap().skipped, 1);
+        }
+        follower.check().unwrap();
+        assert_equal(&leader, &follower);
+    }
+}
+
+fn follower_copy(store: &Store) -> Store {
+    let image = image_of(store);
+    killed(&image, &image, (0, 1), (0, 0))
+}
+
+#[test]
+fn expired_records_are_absent_and_swept_as_changes() {
+    let clock = Arc::new(ManualClock::new(1000));
+    let options = Options { clock: clock.clone(), ..Options::memory(geometry(1), 100) };
+    let store = Store::open("unused".as_ref(), options).unwrap();
+    store.put_expiring(b"soon", b"value", 2000).unwrap();
+    store.put(b"never", b"value").unwrap();
+    assert!(store.contains(b"soon").unwrap());
+    clock.advance(Duration::from_secs(1));
+    assert!(!store.contains(b"soon").unwrap());
+    assert_eq!(store.len(), 2);
+    assert_eq!(store.sweep(ShardIndex(0), SlotIndex(0), 1), (1, Some(SlotIndex(1))));
+    assert_eq!((store.len(), store.head(ShardIndex(0))), (1, Seq(3)));
+    assert!(!store.delete(b"soon").unwrap());
+    store.check().unwrap();
+}
+
+fn drain(ring: &mut crate::ring::RingReader) -> Vec<u8> {
+    let chunk = ring.chunk(usize::MAX);
+    // A record may lie across the ring's end.
+    let bytes = [chunk.as_slices().0, chunk.as_slices().1].concat();
+    chunk.commit_all();
+    bytes
+}
+
+#[test]
+fn a_full_ring_latches_and_a_scan_from_the_last_record_closes_the_gap() {
+    let (leader, follower) = (memory(1, 100), memory(1, 100));
+    let shard = ShardIndex(0);
+    let (mut ring, attached_at) = leader.attach(shard, 150, Sleeper::new(|| {}));
+    assert_eq!(attached_at, Seq::ZERO);
+    for key in 0..20_u8 {
+        leader.put(&[key], b"value").unwrap();
+    }
+    assert!(ring.is_latched());
+    assert_eq!(leader.stats(shard).ring_overflows, 1);
+    let applied = follower.apply(shard, &drain(&mut ring)).unwrap().applied;
+    assert!(applied > 0 && applied < 20);
+    let through = leader.rearm(shard, &ring);
+    assert_eq!(through, Seq(20));
+    sync(&leader, &follower, shard, Seq(applied));
+    leader.put(b"after", b"the scan").unwrap();
+    follower.apply(shard, &drain(&mut ring)).unwrap();
+    assert_equal(&leader, &follower);
+    leader.detach(shard, ring);
+    assert_eq!((leader.stats(shard).rings, leader.stats(shard).ring_overflows), (0, 1));
+}
+
+#[test]
+fn a_store_without_room_refuses_and_changes_nothing() {
+    let store = memory(1, 10);
+    let room = store.extent(ShardIndex(0)).0;
+    for key in 0..room {
+        store.put(&key.to_le_bytes(), b"value").unwrap();
+    }
+    let refused = store.put(b"one more", b"value");
+    assert!(matches!(refused, Err(WriteError::Full { .. })), "{refused:?}");
+    store.check().unwrap();
+    assert_eq!((store.len(), store.head(ShardIndex(0)).0), (room.into(), room.into()));
+    store.delete(&0_u32.to_le_bytes()).unwrap();
+    store.put(b"one more", b"value").unwrap();
+    store.check().unwrap();
+}
+
+#[test]
+fn keys_and_values_that_do_not_fit_are_refused() {
+    let store = memory(1, 10);
+    assert_eq!(store.put(b"", b""), Err(WriteError::KeySize { found: 0, wanted: 8 }));
+    assert_eq!(store.put(b"ninebytes", b""), Err(WriteError::KeySize { found: 9, wanted: 8 }));
+    assert_eq!(store.put(b"key", &[0; 25]), Err(WriteError::ValueSize { found: 25, wanted: 24 }));
+    let grow = |_: Option<Entry<'_>>, value: &mut Vec<u8>| {
+        value.resize(25, 0);
+        (Change::Put { expire_at: 0 }, ())
+    };
+    assert_eq!(store.update(b"key", grow), Err(WriteError::ValueSize { found: 25, wanted: 24 }));
+    store.set_read_only(true);
+    assert_eq!(store.put(b"key", b""), Err(WriteError::ReadOnly));
+    assert_eq!(store.len(), 0);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "maps files")]
+fn a_store_on_disk_is_found_again_and_guards_its_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let count = 20_000_u32;
+    let store = Store::open(path, Options::create(geometry(3))).unwrap();
+    assert!(matches!(Store::open(path, Options::default()), Err(OpenError::InUse { .. })));
+    let records: Vec<_> = (0..count).map(|key| (key.to_le_bytes(), key.to_be_bytes())).collect();
+    store.put_batch(&records).unwrap();
+    // Dropped without close: as killed.
+    drop(store);
+    let store = Store::open(path, Options::default()).unwrap();
+    assert_eq!((store.ending(), store.len()), (Ending::ProcessCrash, u64::from(count)));
+    store.check().unwrap();
+    let mut seen = 0;
+    let keys: Vec<_> = records.iter().map(|(key, _)| key).collect();
+    store
+        .get_batch(&keys, |position, entry| {
+            assert_eq!(entry.unwrap().value, records[position].1);
+            seen += 1;
+        })
+        .unwrap();
+    assert_eq!(seen, count);
+    store.close();
+    assert_eq!(store.put(b"late", b""), Err(WriteError::ReadOnly));
+    drop(store);
+    let wanted = Geometry { key_size_max: 9, ..geometry(3) };
+    let refused = Store::open(path, Options::create(wanted)).unwrap_err().to_string();
+    assert!(refused.ends_with("the store's key size is 8, wanted 9"), "{refused}");
+    assert_eq!(Store::open(path, Options::create(geometry(3))).unwrap().ending(), Ending::Clean);
+    let private = Store::open(path, Options { private: true, ..Options::default() }).unwrap();
+    private.put(b"private", b"").unwrap();
+    drop(private);
+    assert!(!Store::open(path, Options::default()).unwrap().contains(b"private").unwrap());
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "maps files")]
+fn damaged_truncated_foreign_and_newer_files_are_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let store = Store::open(path, Options::create(geometry(1))).unwrap();
+    store.put(b"key", b"value").unwrap();
+    drop(store);
+    let file = directory::shards_path(path).join("0000.slots");
+    let good = std::fs::read(&file).unwrap();
+    let refused = |bytes: &[u8]| {
+        std::fs::write(&file, bytes).unwrap();
+        let error = Store::open(path, Options::default()).unwrap_err();
+        assert!(std::fs::read(&file).unwrap() == bytes, "a refused file is left as it is");
+        error.to_string()
+    };
+    assert!(refused(b"GIF89a and more").contains("not a slotstream shard file"));
+    assert!(refused(&good[..good.len() - 4096]).contains("it was truncated"));
+    assert!(refused(&good[..2000]).contains("it was truncated"));
+    let mut newer = good.clone();
+    newer[8] = 2;
+    assert!(refused(&newer).contains("format version is 2, this build reads 1"));
+    let mut damaged = good.clone();
+    let start = crate::shard::header::slots_offset(&geometry(1));
+    damaged[start + 25] ^= 1;
+    damaged[4096 + 4..4096 + 8].fill(0);
+    assert!(refused(&damaged).contains("slot 0 is damaged (1 in this shard)"));
+    std::fs::write(&file, &good).unwrap();
+    assert_eq!(
+        Store::open(path, Options::default()).unwrap().get(b"key").unwrap().as_deref(),
+        Some(&b"value"[..])
+    );
+}
