@@ -44,6 +44,17 @@ fn home(hash: u32, bucket_count: usize) -> usize {
     ((u64::from(hash) * bucket_count as u64) >> 32) as usize
 }
 
+/// The entries of a bucket that have this hash, one bit each. Without branches: which entry matches
+/// is random, and a wrong guess costs more than looking at all eight.
+#[inline]
+fn matches(line: &[u64; BUCKET_ENTRIES], hash: u32) -> u32 {
+    let mut matches = 0;
+    for (place, entry) in line.iter().enumerate() {
+        matches |= u32::from((entry_hash(*entry) == hash) & (*entry != 0)) << place;
+    }
+    matches
+}
+
 impl Index {
     /// An empty index with room for `len` entries.
     pub fn new(len: usize) -> io::Result<Self> {
@@ -94,10 +105,13 @@ impl Index {
         let mut bucket = home(hash, self.bucket_count);
         loop {
             let line = self.region.line(bucket);
-            for entry in line {
-                if entry_hash(*entry) == hash && *entry != 0 && is_key(entry_slot(*entry)) {
-                    return Some(entry_slot(*entry));
+            let mut matches = matches(line, hash);
+            while matches != 0 {
+                let slot = entry_slot(line[matches.trailing_zeros() as usize]);
+                if is_key(slot) {
+                    return Some(slot);
                 }
+                matches &= matches - 1;
             }
             // Entries of a bucket are packed to its front: the last one empty = room = end of search.
             if line[BUCKET_ENTRIES - 1] == 0 {
@@ -234,10 +248,11 @@ impl Index {
     /// Calls `f` with the slots of the home bucket that may hold the key.
     #[inline]
     pub fn candidates(&self, hash: u32, mut f: impl FnMut(SlotIndex)) {
-        for entry in self.region.line(home(hash, self.bucket_count)) {
-            if entry_hash(*entry) == hash && *entry != 0 {
-                f(entry_slot(*entry));
-            }
+        let line = self.region.line(home(hash, self.bucket_count));
+        let mut matches = matches(line, hash);
+        while matches != 0 {
+            f(entry_slot(line[matches.trailing_zeros() as usize]));
+            matches &= matches - 1;
         }
     }
 

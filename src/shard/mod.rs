@@ -16,6 +16,8 @@ pub mod header;
 pub mod index;
 pub mod recover;
 pub mod scan;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::atomic::{Ordering, compiler_fence};
@@ -191,7 +193,11 @@ impl Shard {
     #[inline]
     #[must_use]
     pub fn find(&self, hash: u32, key: &[u8]) -> Option<SlotIndex> {
-        self.index.find(hash, |slot| self.peek(slot).is_some_and(|view| view.key() == key))
+        self.index.find(hash, |slot| {
+            // All of its lines at once: the header's arrival would otherwise start the next load.
+            self.prefetch_slot(slot);
+            self.peek(slot).is_some_and(|view| view.key() == key)
+        })
     }
 
     /// Where the index lies, for prefetching without the lock.

@@ -1,0 +1,118 @@
+//! The shard file's format, byte for byte, against a file that is never changed.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::recover::Host;
+use super::*;
+
+const GOLDEN: &str = include_str!("../../tests/data/shard_v1.hex");
+const GEOMETRY: Geometry =
+    Geometry { shard_count: 4, key_size_max: 16, value_size_max: 40, shard_prefix_bits: 0 };
+const HOST: Host = Host { boot_id: [0xB0; 16], mount_id: 0x1234 };
+
+/// A key that belongs to shard 2.
+fn key(number: u32) -> Vec<u8> {
+    let candidates = (0..).map(|suffix| format!("key-{number}-{suffix}").into_bytes());
+    candidates.into_iter().find(|key| GEOMETRY.place(key).shard == ShardIndex(2)).unwrap()
+}
+
+fn put(shard: &mut Shard, key: &[u8], value: &[u8], expire_at: u64) {
+    let hash = GEOMETRY.place(key).hash;
+    let slot = shard.find(hash, key);
+    shard.put(hash, slot, key, value, expire_at).unwrap();
+}
+
+/// Everything that a file can hold: values, an overwrite, an expiry, a tombstone, a reused slot,
+/// a lineage, progress.
+fn example() -> Shard {
+    let identity =
+        Identity { store_id: Uuid::from_u128(0x5107_57EA), shard: ShardIndex(2), geometry: GEOMETRY };
+    let size = Shard::initial_size(&GEOMETRY);
+    let mut shard = Shard::create(Region::heap(size, size), identity, HOST).unwrap();
+    shard.take_over(HOST);
+    put(&mut shard, &key(0), b"first", 0);
+    put(&mut shard, &key(1), b"a value of forty bytes, as many as fit..", 0);
+    put(&mut shard, &key(2), b"gone soon", 0);
+    put(&mut shard, &key(0), b"overwritten", 1_900_000_000_000);
+    for gone in [key(1), key(2)] {
+        let hash = GEOMETRY.place(&gone).hash;
+        let slot = shard.find(hash, &gone).unwrap();
+        shard.delete(hash, slot, &gone);
+    }
+    put(&mut shard, &key(3), b"in a slot used before", 0);
+    shard.set_lineage(&[Term { epoch: 1, first_seq: 1 }, Term { epoch: 3, first_seq: 5 }]);
+    shard.set_progress(Progress { epoch: 3, seq: Seq(7), consistent_at: Seq(6) });
+    shard.close();
+    shard
+}
+
+/// The bytes as lines of 16, zero lines left out; long runs of free slots differ in their CRC only
+/// and are covered by the first of them.
+fn dump(bytes: &[u8]) -> String {
+    let shown = header::slots_offset(&GEOMETRY) + 6 * GEOMETRY.slot_stride();
+    let mut text = String::new();
+    for (line, bytes) in
+        bytes[..shown].chunks(16).enumerate().filter(|(_, bytes)| bytes.iter().any(|b| *b != 0))
+    {
+        write!(text, "{:06x}", line * 16).unwrap();
+        bytes.iter().for_each(|byte| write!(text, " {byte:02x}").unwrap());
+        text.push('\n');
+    }
+    text
+}
+
+#[test]
+fn the_format_is_the_golden_file_s() {
+    let dump = dump(example().region_bytes());
+    assert!(dump == GOLDEN, "the shard file's bytes have changed: a new format version is due\n{dump}");
+}
+
+#[test]
+fn the_golden_file_opens() {
+    // The golden lines over freshly formatted slots.
+    let mut region = Region::heap(Shard::initial_size(&GEOMETRY), Shard::initial_size(&GEOMETRY));
+    let formatted = example();
+    let start = header::slots_offset(&GEOMETRY) + 6 * GEOMETRY.slot_stride();
+    let rest = formatted.region_bytes()[start..].to_vec();
+    region.bytes_mut(start, rest.len()).copy_from_slice(&rest);
+    for line in GOLDEN.lines() {
+        let (offset, bytes) = line.split_once(' ').unwrap();
+        let offset = usize::from_str_radix(offset, 16).unwrap();
+        let bytes: Vec<u8> = bytes.split(' ').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+        region.bytes_mut(offset, bytes.len()).copy_from_slice(&bytes);
+    }
+    let page = region.bytes(0, header::HEADER_PAGE_SIZE).to_vec();
+    let identity = Identity::read(Path::new("golden"), &page).unwrap();
+    let mut shard = Shard::open(Path::new("golden"), region, identity, |_| {}).unwrap();
+    assert_eq!(shard.take_over(HOST), recover::Ending::Clean);
+    assert_eq!(shard.take_over(Host { mount_id: 1, ..HOST }), recover::Ending::OsCrash);
+    assert_eq!((shard.seq(), shard.epoch()), (Seq(7), 3));
+    assert_eq!(shard.counts(), Counts { occupied: 2, deleted: 1, expiring: 1 });
+    let slot = shard.find(GEOMETRY.place(&key(0)).hash, &key(0)).unwrap();
+    let view = shard.view(slot).unwrap();
+    assert_eq!(
+        (view.value(), view.expire_at(), view.seq()),
+        (&b"overwritten"[..], 1_900_000_000_000, Seq(4))
+    );
+    shard.check().unwrap();
+}
+
+#[test]
+fn a_leader_s_shard_takes_a_new_epoch_after_an_os_crash_and_a_follower_s_forgets_its_watermark() {
+    let reopen = |shard: Shard| {
+        let identity = shard.identity;
+        let mut shard = Shard::open(Path::new("memory"), shard.into_region(), identity, |_| {}).unwrap();
+        let ending = shard.take_over(Host { boot_id: [1; 16], ..HOST });
+        (shard, ending)
+    };
+    let (follower, ending) = reopen(example());
+    assert_eq!((ending, follower.epoch()), (recover::Ending::OsCrash, 3));
+    assert_eq!(follower.progress(), Progress { epoch: 3, seq: Seq::ZERO, consistent_at: Seq::MAX });
+    let mut leader = example();
+    leader.set_progress(Progress::default());
+    let (leader, _) = reopen(leader);
+    assert_eq!(leader.lineage().last(), Some(&Term { epoch: 4, first_seq: 8 }));
+}
