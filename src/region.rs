@@ -4,10 +4,16 @@
 //! grows without moving; only its first [`Region::len`] bytes may be touched, and every access is
 //! checked against that. A file's bytes are allocated on disk before they count as part of the
 //! region, so that a full disk is an error and never a SIGBUS.
+//!
+//! One owner writes. Beside it, [`Window`]s read words without its leave: what they may look at, the
+//! owner changes through [`Region::copy`] and [`Region::set_word`] only, which store whole words
+//! atomically. A window's reader finds out by other means (a version) whether its words belong together.
 
 use std::fs::File;
 use std::io;
 use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, fallocate};
@@ -19,27 +25,39 @@ const LINE_WORDS: usize = LINE_SIZE / 8;
 #[derive(Debug)]
 enum Backing {
     File { _map: MmapRaw, file: File },
-    Private { _map: MmapMut },
-    Anonymous { _map: MmapMut },
+    Mapped { _map: MmapMut },
     Heap { _words: Vec<u64> },
 }
 
-/// A growable run of bytes that never moves.
 #[derive(Debug)]
-pub struct Region {
+struct Memory {
     base: NonNull<u8>,
-    len: usize,
+    /// Bytes that may be touched; only grows.
+    len: AtomicUsize,
     reserved: usize,
     backing: Backing,
 }
 
-// SAFETY: the region owns its memory, and Rust's borrow rules on `&self` and `&mut self` are the
-// only way to it; for a file, the store's directory lock keeps other processes out.
-unsafe impl Send for Region {}
-// SAFETY: as for Send; `&Region` only reads.
-unsafe impl Sync for Region {}
+// SAFETY: the memory is plain bytes that no thread is tied to; for a file, the store's directory lock
+// keeps other processes out.
+unsafe impl Send for Memory {}
+// SAFETY: a shared `Memory` is reached through one `Region`, whose borrows order plain accesses, and
+// through windows, which load atomically what the region stores atomically.
+unsafe impl Sync for Memory {}
+
+/// A growable run of bytes that never moves.
+#[derive(Debug)]
+pub struct Region {
+    memory: Arc<Memory>,
+    len: usize,
+}
 
 impl Region {
+    fn new(base: *mut u8, len: usize, reserved: usize, backing: Backing) -> io::Result<Self> {
+        let base = NonNull::new(base).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { memory: Arc::new(Memory { base, len: AtomicUsize::new(len), reserved, backing }), len })
+    }
+
     /// Maps `file`, whose first `len` bytes are allocated, with address space for `reserved` bytes.
     pub fn map(file: File, len: usize, reserved: usize) -> io::Result<Self> {
         assert!(len <= reserved, "region length within its reserve");
@@ -47,25 +65,24 @@ impl Region {
         // Random access is the rule; without this the kernel reads ahead, builds large folios, and
         // one dirty byte then costs up to 2 MiB of write-back.
         map.advise(Advice::Random)?;
-        let base = NonNull::new(map.as_mut_ptr()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { base, len, reserved, backing: Backing::File { _map: map, file } })
+        Self::new(map.as_mut_ptr(), len, reserved, Backing::File { _map: map, file })
     }
 
     /// Maps a copy of the first `len` bytes of a file: what is written never reaches it.
     pub fn map_private(file: &File, len: usize) -> io::Result<Self> {
         // SAFETY: the mapping is private, and the store's directory lock keeps other writers out.
         let mut map = unsafe { MmapOptions::new().len(len.max(1)).map_copy(file)? };
-        let base = NonNull::new(map.as_mut_ptr()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { base, len, reserved: len, backing: Backing::Private { _map: map } })
+        Self::new(map.as_mut_ptr(), len, len, Backing::Mapped { _map: map })
     }
 
-    /// Zeroed pages that no file backs, huge ones where the system has them.
-    pub fn anonymous(len: usize) -> io::Result<Self> {
-        let mut map = MmapOptions::new().len(len.max(1)).map_anon()?;
+    /// Zeroed pages that no file backs, huge ones where the system has them. What is reserved and not
+    /// touched takes no memory.
+    pub fn anonymous(len: usize, reserved: usize) -> io::Result<Self> {
+        assert!(len <= reserved, "region length within its reserve");
+        let mut map = MmapOptions::new().len(reserved.max(1)).no_reserve_swap().map_anon()?;
         // Only advice: a kernel without huge pages serves small ones.
         drop(map.advise(Advice::HugePage));
-        let base = NonNull::new(map.as_mut_ptr()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { base, len, reserved: len, backing: Backing::Anonymous { _map: map } })
+        Self::new(map.as_mut_ptr(), len, reserved, Backing::Mapped { _map: map })
     }
 
     /// Zeroed heap words, for simulators and tests.
@@ -73,8 +90,16 @@ impl Region {
     pub fn heap(len: usize, reserved: usize) -> Self {
         assert!(len <= reserved, "region length within its reserve");
         let mut words = vec![0_u64; reserved.div_ceil(8).max(1)];
-        let base = NonNull::from(&mut words[0]).cast();
-        Self { base, len, reserved, backing: Backing::Heap { _words: words } }
+        let base = NonNull::from(words.as_mut_slice()).cast();
+        let memory =
+            Memory { base, len: AtomicUsize::new(len), reserved, backing: Backing::Heap { _words: words } };
+        Self { memory: Arc::new(memory), len }
+    }
+
+    /// A reader of words that runs beside the owner.
+    #[must_use]
+    pub fn window(&self) -> Window {
+        Window { memory: Arc::clone(&self.memory) }
     }
 
     /// Bytes that may be touched.
@@ -93,7 +118,7 @@ impl Region {
     /// Bytes it can grow to.
     #[must_use]
     pub fn reserved(&self) -> usize {
-        self.reserved
+        self.memory.reserved
     }
 
     /// Makes the region `len` bytes long. On an error nothing has changed but, perhaps, the file's length.
@@ -101,21 +126,23 @@ impl Region {
         if len <= self.len {
             return Ok(());
         }
-        if len > self.reserved {
+        if len > self.memory.reserved {
             return Err(io::Error::new(io::ErrorKind::StorageFull, "the region's reserve is used up"));
         }
-        if let Backing::File { file, .. } = &self.backing {
+        if let Backing::File { file, .. } = &self.memory.backing {
             allocate(file, self.len, len)?;
         }
         self.len = len;
+        // Release: a window that sees the new length may touch the bytes.
+        self.memory.len.store(len, Ordering::Release);
         Ok(())
     }
 
     /// Makes what was written durable.
     pub fn sync(&self) -> io::Result<()> {
-        match &self.backing {
+        match &self.memory.backing {
             Backing::File { file, .. } => file.sync_data(),
-            Backing::Private { .. } | Backing::Anonymous { .. } | Backing::Heap { .. } => Ok(()),
+            Backing::Mapped { .. } | Backing::Heap { .. } => Ok(()),
         }
     }
 
@@ -130,7 +157,7 @@ impl Region {
     pub fn bytes(&self, offset: usize, len: usize) -> &[u8] {
         self.check(offset, len);
         // SAFETY: offset is within the region, as checked above.
-        let start = unsafe { self.base.add(offset) };
+        let start = unsafe { self.memory.base.add(offset) };
         // SAFETY: the bytes are allocated and initialised (zeroed at least), and `&self` keeps writers out.
         unsafe { std::slice::from_raw_parts(start.as_ptr(), len) }
     }
@@ -140,23 +167,34 @@ impl Region {
     pub fn bytes_mut(&mut self, offset: usize, len: usize) -> &mut [u8] {
         self.check(offset, len);
         // SAFETY: offset is within the region, as checked above.
-        let start = unsafe { self.base.add(offset) };
+        let start = unsafe { self.memory.base.add(offset) };
         // SAFETY: the bytes are allocated and initialised, and `&mut self` keeps everybody else out.
         unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), len) }
     }
 
-    /// Copies `len` bytes from one place to another that does not overlap it.
+    /// Copies `len` bytes from one place to another that does not overlap it, word by word, each stored
+    /// atomically. Both places are 8-aligned.
     #[inline]
     pub fn copy(&mut self, from: usize, to: usize, len: usize) {
         self.check(from, len);
         self.check(to, len);
         assert!(from + len <= to || to + len <= from, "copy between places that do not overlap");
-        // SAFETY: `from` is within the region, as checked above.
-        let source = unsafe { self.base.add(from) };
-        // SAFETY: `to` is within the region, as checked above.
-        let target = unsafe { self.base.add(to) };
-        // SAFETY: both runs are in bounds and do not overlap, as checked above.
-        unsafe { source.copy_to_nonoverlapping(target, len) };
+        assert!(from.is_multiple_of(8) && to.is_multiple_of(8), "copy between aligned places");
+        let whole = len - len % 8;
+        for offset in (0..whole).step_by(8) {
+            // SAFETY: in bounds as checked above, and aligned: the base is, and so are the offsets.
+            let word = unsafe { self.memory.base.add(from + offset).cast::<u64>().read() };
+            // SAFETY: in bounds and aligned, as above.
+            let target = unsafe { self.memory.base.add(to + offset).cast::<AtomicU64>().as_ref() };
+            target.store(word, Ordering::Relaxed);
+        }
+        for offset in whole..len {
+            // SAFETY: in bounds as checked above.
+            let byte = unsafe { self.memory.base.add(from + offset).read() };
+            // SAFETY: in bounds, as above.
+            let target = unsafe { self.memory.base.add(to + offset).cast::<AtomicU8>().as_ref() };
+            target.store(byte, Ordering::Relaxed);
+        }
     }
 
     /// The `index`-th cache line as words.
@@ -165,27 +203,68 @@ impl Region {
     pub fn line(&self, index: usize) -> &[u64; LINE_WORDS] {
         self.check(index * LINE_SIZE, LINE_SIZE);
         // SAFETY: the line is within the region, as checked above.
-        let start = unsafe { self.base.add(index * LINE_SIZE) };
+        let start = unsafe { self.memory.base.add(index * LINE_SIZE) };
         // SAFETY: the base is aligned to 8 in every backing, any bits are a u64, `&self` keeps writers out.
         unsafe { start.cast::<[u64; LINE_WORDS]>().as_ref() }
     }
 
-    /// The `index`-th cache line as words, to be written.
+    /// Stores a word of the `line`-th cache line atomically.
     #[inline]
-    pub fn line_mut(&mut self, index: usize) -> &mut [u64; LINE_WORDS] {
-        self.check(index * LINE_SIZE, LINE_SIZE);
-        // SAFETY: the line is within the region, as checked above.
-        let start = unsafe { self.base.add(index * LINE_SIZE) };
-        // SAFETY: aligned to 8 in every backing, any bits are a u64, `&mut self` keeps everybody out.
-        unsafe { start.cast::<[u64; LINE_WORDS]>().as_mut() }
+    pub fn set_word(&mut self, line: usize, place: usize, word: u64) {
+        assert!(place < LINE_WORDS, "place in its line");
+        let offset = line * LINE_SIZE + place * 8;
+        self.check(offset, 8);
+        // SAFETY: in bounds as checked above, and aligned: the base is, and so is the offset.
+        let target = unsafe { self.memory.base.add(offset).cast::<AtomicU64>().as_ref() };
+        target.store(word, Ordering::Relaxed);
     }
 
     /// Where `offset` lies, for [`prefetch`] only.
     #[inline]
     #[must_use]
     pub fn address(&self, offset: usize) -> usize {
-        self.base.as_ptr().addr() + offset
+        self.memory.base.as_ptr().addr() + offset
     }
+}
+
+/// Reads words of a region beside its owner. Words are whole; whether two of them belong together is
+/// for the reader to find out.
+#[derive(Debug)]
+pub struct Window {
+    memory: Arc<Memory>,
+}
+
+impl Window {
+    /// Loads the words at an 8-aligned offset; false if they are not part of the region (yet).
+    #[inline]
+    #[must_use]
+    pub fn load(&self, offset: usize, words: &mut [u64]) -> bool {
+        let len = self.memory.len.load(Ordering::Acquire);
+        if !offset.is_multiple_of(8) || offset > len || words.len() * 8 > len - offset {
+            return false;
+        }
+        for (place, word) in words.iter_mut().enumerate() {
+            // SAFETY: in bounds as checked above, and aligned: the base is, and so is the offset.
+            let source = unsafe { self.memory.base.add(offset + place * 8).cast::<AtomicU64>().as_ref() };
+            *word = source.load(Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// Starts loading the cache line at an offset.
+    #[inline]
+    pub fn prefetch(&self, offset: usize) {
+        prefetch(self.memory.base.as_ptr().addr().wrapping_add(offset));
+    }
+}
+
+/// Words as the bytes that they were loaded from.
+#[inline]
+#[must_use]
+pub fn bytes_of(words: &[u64]) -> &[u8] {
+    let len = size_of_val(words);
+    // SAFETY: any u64 is eight initialised bytes, in the order they have in memory.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), len) }
 }
 
 /// Allocates the bytes `from..to` of a file on disk, or fails and changes nothing that is in use.
@@ -230,11 +309,30 @@ mod tests {
         region.bytes_mut(8, 3).copy_from_slice(b"abc");
         region.copy(8, 64, 3);
         assert_eq!(region.bytes(64, 3), b"abc");
-        region.line_mut(1)[7] = 5;
+        region.set_word(1, 7, 5);
         assert_eq!(region.line(1)[7], 5);
         region.grow(256).unwrap();
         assert_eq!(region.bytes(8, 3), b"abc");
         assert_eq!(region.grow(257).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    }
+
+    #[test]
+    fn a_window_sees_what_its_region_holds_and_no_further() {
+        let mut region = Region::heap(64, 128);
+        region.set_word(0, 1, 7);
+        region.bytes_mut(16, 8).copy_from_slice(&9_u64.to_le_bytes());
+        region.copy(16, 32, 5);
+        let window = region.window();
+        let mut words = [1; 2];
+        assert!(window.load(8, &mut words));
+        assert_eq!(words, [7, 9]);
+        assert!(
+            !window.load(4, &mut words) && !window.load(56, &mut words) && !window.load(1 << 60, &mut words)
+        );
+        region.grow(128).unwrap();
+        assert!(window.load(56, &mut words));
+        drop(region);
+        assert!(window.load(8, &mut words), "a window keeps its memory");
     }
 
     #[test]

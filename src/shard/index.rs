@@ -6,14 +6,24 @@
 //! Invariant: from an entry's home to the bucket it lies in, every bucket before that is full. A
 //! search may therefore stop at the first bucket that has an empty entry.
 //! Keys are not stored: the caller says whether a candidate slot holds the key.
+//! The table grows in place, within a reserve of address space, so that a reader beside the writer
+//! always reads a table, though perhaps one half-changed; it finds that out by the shard's version.
 
 use std::io;
 
-use crate::region::{LINE_SIZE, Region, prefetch};
+use crate::region::{LINE_SIZE, Region, Window, prefetch};
 use crate::slot::SlotIndex;
 
 const BUCKET_ENTRIES: usize = 8;
 const BUCKET_COUNT_MIN: usize = 8;
+const HEAP_MAX: usize = 64 << 10;
+
+/// Address space for a table: the largest power of two of buckets that a shard's slots can call for,
+/// unless many shards share the process's address space.
+fn reserve_for(entries_max: usize) -> usize {
+    const RESERVE_MAX: usize = 1 << 34;
+    (Index::bucket_count_for(entries_max) * LINE_SIZE).min(RESERVE_MAX)
+}
 
 /// Slot indexes by hash.
 #[derive(Debug)]
@@ -55,21 +65,40 @@ fn matches(line: &[u64; BUCKET_ENTRIES], hash: u32) -> u32 {
     matches
 }
 
+#[inline]
+fn find_in(
+    line: &[u64; BUCKET_ENTRIES],
+    hash: u32,
+    mut is_key: impl FnMut(SlotIndex) -> bool,
+) -> Option<SlotIndex> {
+    let mut matches = matches(line, hash);
+    while matches != 0 {
+        let slot = entry_slot(line[matches.trailing_zeros() as usize]);
+        if is_key(slot) {
+            return Some(slot);
+        }
+        matches &= matches - 1;
+    }
+    None
+}
+
 impl Index {
-    /// An empty index with room for `len` entries.
-    pub fn new(len: usize) -> io::Result<Self> {
+    /// An empty index with room for `len` entries, that grows to at most `entries_max`.
+    pub fn new(len: usize, entries_max: usize) -> io::Result<Self> {
         let bucket_count = Self::bucket_count_for(len);
-        Ok(Self { region: Self::region(bucket_count)?, bucket_count, len: 0 })
+        let (size, reserved) = (bucket_count * LINE_SIZE, reserve_for(entries_max.max(len)));
+        // A small table is not worth a huge page; heap words also serve where there is no mmap.
+        let region = if cfg!(miri) || reserved < HEAP_MAX {
+            Region::heap(size, reserved)
+        } else {
+            Region::anonymous(size, reserved)?
+        };
+        Ok(Self { region, bucket_count, len: 0 })
     }
 
     /// Buckets that hold `len` entries at three quarters full.
     fn bucket_count_for(len: usize) -> usize {
         (len * 4).div_ceil(BUCKET_ENTRIES * 3).next_power_of_two().max(BUCKET_COUNT_MIN)
-    }
-
-    fn region(bucket_count: usize) -> io::Result<Region> {
-        let len = bucket_count * LINE_SIZE;
-        if cfg!(miri) || len < 4096 { Ok(Region::heap(len, len)) } else { Region::anonymous(len) }
     }
 
     /// Entries.
@@ -105,13 +134,8 @@ impl Index {
         let mut bucket = home(hash, self.bucket_count);
         loop {
             let line = self.region.line(bucket);
-            let mut matches = matches(line, hash);
-            while matches != 0 {
-                let slot = entry_slot(line[matches.trailing_zeros() as usize]);
-                if is_key(slot) {
-                    return Some(slot);
-                }
-                matches &= matches - 1;
+            if let Some(slot) = find_in(line, hash, &mut is_key) {
+                return Some(slot);
             }
             // Entries of a bucket are packed to its front: the last one empty = room = end of search.
             if line[BUCKET_ENTRIES - 1] == 0 {
@@ -135,7 +159,7 @@ impl Index {
     /// Points the entry of `from` at `to`.
     pub fn replace(&mut self, hash: u32, from: SlotIndex, to: SlotIndex) -> bool {
         let Some((bucket, place)) = self.locate(hash, from) else { return false };
-        self.region.line_mut(bucket)[place] = entry(hash, to);
+        self.region.set_word(bucket, place, entry(hash, to));
         true
     }
 
@@ -154,7 +178,8 @@ impl Index {
                 self.take_out(hole, place);
                 return true;
             };
-            self.region.line_mut(hole)[place] = self.region.line(bucket)[other];
+            let spilled = self.region.line(bucket)[other];
+            self.region.set_word(hole, place, spilled);
             (hole, place) = (bucket, other);
         }
     }
@@ -180,10 +205,11 @@ impl Index {
     }
 
     fn take_out(&mut self, bucket: usize, place: usize) {
-        let line = self.region.line_mut(bucket);
+        let line = self.region.line(bucket);
         let last = line.iter().rposition(|entry| *entry != 0).unwrap_or(place);
-        line[place] = line[last];
-        line[last] = 0;
+        let moved = line[last];
+        self.region.set_word(bucket, place, moved);
+        self.region.set_word(bucket, last, 0);
     }
 
     fn locate(&self, hash: u32, slot: SlotIndex) -> Option<(usize, usize)> {
@@ -204,15 +230,17 @@ impl Index {
     #[inline]
     fn place(&mut self, entry: u64) {
         let mut bucket = home(entry_hash(entry), self.bucket_count);
-        loop {
-            let line = self.region.line_mut(bucket);
-            if let Some(place) = line.iter().position(|entry| *entry == 0) {
-                line[place] = entry;
-                self.len += 1;
-                return;
-            }
+        while !self.place_in(bucket, entry) {
             bucket = self.next(bucket);
         }
+    }
+
+    #[inline]
+    fn place_in(&mut self, bucket: usize, entry: u64) -> bool {
+        let Some(place) = self.region.line(bucket).iter().position(|entry| *entry == 0) else { return false };
+        self.region.set_word(bucket, place, entry);
+        self.len += 1;
+        true
     }
 
     #[inline]
@@ -225,35 +253,48 @@ impl Index {
         if to >= from { to - from } else { to + self.bucket_count - from }
     }
 
+    /// Grows the table in place, from its last bucket to its first: an entry's new home is never before
+    /// its old one, so it lies among buckets that are done.
     #[cold]
     fn resize(&mut self, bucket_count: usize) -> io::Result<()> {
-        let mut bigger = Self { region: Self::region(bucket_count)?, bucket_count, len: 0 };
-        for bucket in 0..self.bucket_count {
-            for entry in self.region.line(bucket).iter().filter(|entry| **entry != 0) {
-                bigger.place(*entry);
+        let (old_count, len) = (self.bucket_count, self.len);
+        self.region.grow(bucket_count * LINE_SIZE)?;
+        self.bucket_count = bucket_count;
+        self.len = 0;
+        // Entries that lay behind their home, and whose new place is not done yet or wraps around.
+        let mut later = Vec::new();
+        for bucket in (0..old_count).rev() {
+            let line = *self.region.line(bucket);
+            (0..BUCKET_ENTRIES).for_each(|place| self.region.set_word(bucket, place, 0));
+            for entry in line.into_iter().filter(|entry| *entry != 0) {
+                let home = home(entry_hash(entry), bucket_count);
+                if home < bucket || !(home..bucket_count).any(|bucket| self.place_in(bucket, entry)) {
+                    later.push(entry);
+                }
             }
         }
-        assert_eq!(bigger.len, self.len, "a resize keeps every entry");
-        *self = bigger;
+        later.into_iter().for_each(|entry| self.place(entry));
+        assert_eq!(self.len, len, "a resize keeps every entry");
         Ok(())
     }
 
-    /// Address of a hash's home bucket, for prefetching.
-    #[inline]
+    /// A reader that runs beside the owner.
     #[must_use]
-    pub fn hint(&self) -> Hint {
-        Hint { base: self.region.address(0), bucket_count: self.bucket_count }
+    pub fn window(&self) -> IndexWindow {
+        IndexWindow { window: self.region.window() }
     }
 
-    /// Calls `f` with the slots of the home bucket that may hold the key.
+    /// Buckets of the table.
     #[inline]
-    pub fn candidates(&self, hash: u32, mut f: impl FnMut(SlotIndex)) {
-        let line = self.region.line(home(hash, self.bucket_count));
-        let mut matches = matches(line, hash);
-        while matches != 0 {
-            f(entry_slot(line[matches.trailing_zeros() as usize]));
-            matches &= matches - 1;
-        }
+    #[must_use]
+    pub fn bucket_count(&self) -> usize {
+        self.bucket_count
+    }
+
+    /// Starts loading the home bucket of a hash.
+    #[inline]
+    pub fn prefetch(&self, hash: u32) {
+        prefetch(self.region.address(home(hash, self.bucket_count) * LINE_SIZE));
     }
 
     /// Every (hash, slot) in table order.
@@ -268,22 +309,63 @@ impl Index {
     }
 }
 
-/// Where an index lay when it was asked; good for prefetching even when it has moved since.
-#[derive(Debug, Clone, Copy)]
-pub struct Hint {
-    /// Address of the first bucket.
-    pub base: usize,
-    /// Buckets.
-    pub bucket_count: usize,
+/// Reads an index beside its owner.
+#[derive(Debug)]
+pub struct IndexWindow {
+    window: Window,
 }
 
-impl Hint {
-    /// Starts loading the home bucket of a hash.
+impl IndexWindow {
+    /// Starts loading the home bucket of a hash in a table of so many buckets.
     #[inline]
-    pub fn prefetch(&self, hash: u32) {
-        prefetch(self.base + home(hash, self.bucket_count) * LINE_SIZE);
+    pub fn prefetch(&self, bucket_count: usize, hash: u32) {
+        self.window.prefetch(home(hash, bucket_count) * LINE_SIZE);
+    }
+
+    /// Calls `f` with the slots of the home bucket that may hold a key with this hash.
+    #[inline]
+    pub fn candidates(&self, bucket_count: usize, hash: u32, mut f: impl FnMut(SlotIndex)) {
+        let mut line = [0; BUCKET_ENTRIES];
+        if self.window.load(home(hash, bucket_count) * LINE_SIZE, &mut line) {
+            find_in(&line, hash, |slot| {
+                f(slot);
+                false
+            });
+        }
+    }
+
+    /// As [`Index::find`], in a table of so many buckets. What it says counts only if the shard's
+    /// version has not moved meanwhile; `Err` if it is sure to have moved.
+    #[inline]
+    pub fn find(
+        &self,
+        bucket_count: usize,
+        hash: u32,
+        mut is_key: impl FnMut(SlotIndex) -> bool,
+    ) -> Result<Option<SlotIndex>, Moved> {
+        // A table that changes under us may look full everywhere; an honest search is a few buckets.
+        const SEARCH_MAX: usize = 64;
+        let mut bucket = home(hash, bucket_count);
+        for _ in 0..SEARCH_MAX {
+            let mut line = [0; BUCKET_ENTRIES];
+            if !self.window.load(bucket * LINE_SIZE, &mut line) {
+                return Err(Moved);
+            }
+            if let Some(slot) = find_in(&line, hash, &mut is_key) {
+                return Ok(Some(slot));
+            }
+            if line[BUCKET_ENTRIES - 1] == 0 {
+                return Ok(None);
+            }
+            bucket = if bucket + 1 == bucket_count { 0 } else { bucket + 1 };
+        }
+        Err(Moved)
     }
 }
+
+/// A reader beside the writer has seen that the writer was at work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moved;
 
 #[cfg(test)]
 mod tests {
@@ -297,7 +379,7 @@ mod tests {
         // Few distinct hashes in few buckets: spills, wraps at the table's end and shifts back on removal.
         #[test]
         fn behaves_as_a_map(ops in prop::collection::vec((0_u8..3, 0_u32..24, 0_u32..40), 1..300)) {
-            let mut index = Index::new(0).unwrap();
+            let mut index = Index::new(0, 1 << 20).unwrap();
             let mut model: HashMap<u32, u32> = HashMap::new(); // slot -> hash
             for (op, group, slot) in ops {
                 let hash = (group % 3).wrapping_mul(0x5555_5555).wrapping_add(group >> 3) | if group == 23 { 0xFFFF_FF00 } else { 0 };
@@ -326,7 +408,7 @@ mod tests {
 
     #[test]
     fn grows_and_keeps_everything() {
-        let mut index = Index::new(0).unwrap();
+        let mut index = Index::new(0, 1 << 20).unwrap();
         let hash = |slot: u32| slot.wrapping_mul(0x9E37_79B1);
         let count = if cfg!(miri) { 300 } else { 100_000 };
         for slot in 0..count {

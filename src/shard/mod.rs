@@ -22,13 +22,13 @@ mod tests;
 use std::io;
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use crate::region::{Region, prefetch};
+use crate::region::{Region, Window, prefetch};
 use crate::slot::image::{Image, RECORD_HEADER_SIZE, image_seq, read_u32};
 use crate::slot::{Geometry, Record, RecordError, Seq, ShardIndex, SlotError, SlotIndex, SlotView, Status};
 
 use free::FreeSet;
 pub use header::{HeaderError, Identity, Progress, State, Term};
-use index::{Hint, Index};
+use index::{Index, IndexWindow};
 
 /// Where the redo record lies.
 pub const REDO_OFFSET: usize = header::HEADER_PAGE_SIZE;
@@ -200,16 +200,17 @@ impl Shard {
         })
     }
 
-    /// Where the index lies, for prefetching without the lock.
+    /// Readers of index and slots that run beside the owner.
     #[must_use]
-    pub fn hint(&self) -> Hint {
-        self.index.hint()
+    pub fn windows(&self) -> (IndexWindow, Window) {
+        (self.index.window(), self.region.window())
     }
 
-    /// Starts loading the slots that may hold a key with this hash.
+    /// Buckets of the index now; what an [`IndexWindow`] is told.
     #[inline]
-    pub fn prefetch_slots(&self, hash: u32) {
-        self.index.candidates(hash, |slot| self.prefetch_slot(slot));
+    #[must_use]
+    pub fn index_buckets(&self) -> usize {
+        self.index.bucket_count()
     }
 
     #[inline]
@@ -399,7 +400,7 @@ impl Shard {
             self.prefetch_slot(record.slot);
         }
         if let Ok(view) = SlotView::check_shape(self.geometry(), record.image) {
-            self.index.hint().prefetch(self.geometry().place(view.key()).hash);
+            self.index.prefetch(self.geometry().place(view.key()).hash);
         }
     }
 

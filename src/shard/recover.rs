@@ -76,11 +76,13 @@ impl Shard {
     }
 
     fn bare(region: Region, identity: Identity, state: State) -> io::Result<Self> {
-        let index = Index::new(state.slots_formatted as usize)?;
+        let (stride, slots_offset) = (identity.geometry.slot_stride(), slots_offset(&identity.geometry));
+        let slots_max = (region.reserved().saturating_sub(slots_offset) / stride).min(u32::MAX as usize);
+        let index = Index::new(state.slots_formatted as usize, slots_max)?;
         Ok(Self {
             identity,
-            stride: identity.geometry.slot_stride(),
-            slots_offset: slots_offset(&identity.geometry),
+            stride,
+            slots_offset,
             region,
             blocks: vec![0; state.slots_formatted.div_ceil(BLOCK_SLOTS) as usize],
             state,

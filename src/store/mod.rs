@@ -2,7 +2,9 @@
 //!
 //! Locks: one per shard, and nothing is locked under it. The directory lock is held from open to
 //! drop. A write holds its shard's lock exclusively while it looks up the slot, writes the image
-//! and pushes it to the shard's rings; a read or a step of a scan holds it shared.
+//! and pushes it to the shard's rings; a step of a scan holds it shared. A read of one record takes
+//! no lock: it copies the slot's words and asks the shard's version whether a writer was there
+//! meanwhile; only then it takes the lock, shared. So consecutive reads overlap in the processor.
 //! [`open`] makes and opens stores, [`records`] is what clients call, [`replicate`] what links call.
 
 pub mod directory;
@@ -13,15 +15,18 @@ pub mod replicate;
 mod tests;
 
 use std::fs::File;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 
-use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use uuid::Uuid;
 
 use crate::clock::Clock;
+use crate::region::Window;
 use crate::ring::RingWriter;
 use crate::shard::Shard;
+use crate::shard::index::IndexWindow;
 use crate::slot::{Geometry, ShardIndex, SlotError, SlotIndex, SlotView};
 
 pub use crate::shard::header::{HeaderError, Progress, State, Term};
@@ -35,40 +40,81 @@ pub use replicate::Applied;
 /// What lies behind a shard's lock.
 pub(crate) struct Locked {
     pub(crate) shard: Shard,
-    pub(crate) rings: Vec<RingWriter>,
+    // A ring writer is no thread's to share; the mutex only says so, and is never waited for.
+    pub(crate) rings: Mutex<Vec<RingWriter>>,
     pub(crate) puts: u64,
     pub(crate) deletes: u64,
     pub(crate) rejected: u64,
     pub(crate) ring_overflows: u64,
 }
 
+/// One shard behind its lock, and what readers use who do without it.
 // On cache lines of its own: two shards' locks must not slow each other.
 #[repr(align(128))]
 pub(crate) struct Cell {
     lock: RwLock<Locked>,
-    index_address: AtomicUsize,
+    /// Odd while a writer is at work, and never the same again after it was.
+    version: AtomicU64,
     index_buckets: AtomicUsize,
+    index: IndexWindow,
+    slots: Window,
 }
 
 impl Cell {
     fn new(shard: Shard) -> Self {
-        let hint = shard.hint();
-        let locked = Locked { shard, rings: Vec::new(), puts: 0, deletes: 0, rejected: 0, ring_overflows: 0 };
-        Self {
-            lock: RwLock::new(locked),
-            index_address: AtomicUsize::new(hint.base),
-            index_buckets: AtomicUsize::new(hint.bucket_count),
-        }
+        let (index, slots) = shard.windows();
+        let index_buckets = AtomicUsize::new(shard.index_buckets());
+        let locked = Locked {
+            shard,
+            rings: Mutex::new(Vec::new()),
+            puts: 0,
+            deletes: 0,
+            rejected: 0,
+            ring_overflows: 0,
+        };
+        Self { lock: RwLock::new(locked), version: AtomicU64::new(0), index_buckets, index, slots }
     }
+}
 
-    /// Publishes where the index lies; relaxed, as a stale place costs a useless prefetch and no more.
+/// A shard's lock, held exclusively. Readers without the lock see by the version that it was.
+pub(crate) struct Exclusive<'a> {
+    locked: RwLockWriteGuard<'a, Locked>,
+    cell: &'a Cell,
+}
+
+impl<'a> Exclusive<'a> {
     #[inline]
-    fn publish_hint(&self, shard: &Shard) {
-        let hint = shard.hint();
-        if self.index_address.load(Ordering::Relaxed) != hint.base {
-            self.index_address.store(hint.base, Ordering::Relaxed);
-            self.index_buckets.store(hint.bucket_count, Ordering::Relaxed);
-        }
+    fn new(cell: &'a Cell) -> Self {
+        let locked = cell.lock.write();
+        // Only the lock's holder writes the version.
+        cell.version.store(cell.version.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        // The odd version is seen before anything that is changed under it.
+        fence(Ordering::Release);
+        Self { locked, cell }
+    }
+}
+
+impl Drop for Exclusive<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.cell.index_buckets.store(self.locked.shard.index_buckets(), Ordering::Relaxed);
+        self.cell.version.store(self.cell.version.load(Ordering::Relaxed) + 1, Ordering::Release);
+    }
+}
+
+impl Deref for Exclusive<'_> {
+    type Target = Locked;
+
+    #[inline]
+    fn deref(&self) -> &Locked {
+        &self.locked
+    }
+}
+
+impl DerefMut for Exclusive<'_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Locked {
+        &mut self.locked
     }
 }
 
@@ -111,6 +157,8 @@ pub struct Store {
     store_id: Uuid,
     clock: Arc<dyn Clock>,
     cells: Box<[Cell]>,
+    stride: usize,
+    slots_offset: usize,
     read_only: AtomicBool,
     closed: AtomicBool,
     ending: Ending,
@@ -169,8 +217,8 @@ impl Store {
     }
 
     #[inline]
-    fn exclusive(&self, shard: ShardIndex) -> RwLockWriteGuard<'_, Locked> {
-        self.cell(shard).lock.write()
+    fn exclusive(&self, shard: ShardIndex) -> Exclusive<'_> {
+        Exclusive::new(self.cell(shard))
     }
 
     /// Figures of a shard.
@@ -178,6 +226,7 @@ impl Store {
     pub fn stats(&self, shard: ShardIndex) -> ShardStats {
         let locked = self.shared(shard);
         let (counts, (file, memory)) = (locked.shard.counts(), locked.shard.sizes());
+        let rings = locked.rings.lock();
         ShardStats {
             seq: locked.shard.seq().0,
             epoch: locked.shard.epoch(),
@@ -189,9 +238,8 @@ impl Store {
             puts: locked.puts,
             deletes: locked.deletes,
             rejected: locked.rejected,
-            rings: locked.rings.iter().filter(|ring| !ring.is_abandoned()).count() as u64,
-            ring_overflows: locked.ring_overflows
-                + locked.rings.iter().map(RingWriter::overflows).sum::<u64>(),
+            rings: rings.iter().filter(|ring| !ring.is_abandoned()).count() as u64,
+            ring_overflows: locked.ring_overflows + rings.iter().map(RingWriter::overflows).sum::<u64>(),
             memory_bytes: memory as u64,
             file_bytes: file as u64,
         }
@@ -239,7 +287,7 @@ impl Store {
         self.closed.store(true, Ordering::Relaxed);
         for shard in self.shards() {
             let mut locked = self.exclusive(shard);
-            locked.rings.clear();
+            locked.rings.get_mut().clear();
             locked.shard.close();
         }
     }

@@ -201,6 +201,8 @@ impl Store {
             store_id,
             clock,
             cells: shards.into_iter().map(Cell::new).collect(),
+            stride: geometry.slot_stride(),
+            slots_offset: slots_offset(&geometry),
             read_only: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             ending,

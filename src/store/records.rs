@@ -4,14 +4,18 @@
 //! remove it, as ordinary changes.
 
 use std::io;
+use std::sync::atomic::{Ordering, fence};
 
-use crate::shard::index::Hint;
+use crate::region::bytes_of;
+use crate::shard::index::Moved;
 use crate::slot::{Place, Seq, ShardIndex, SlotError, SlotIndex, SlotView, Status};
 
 use super::{Cell, Locked, Store};
 
 // Keys whose cache lines are loaded ahead: enough to hide a miss, few enough to stay in the first level.
 const BATCH_KEYS: usize = 16;
+// Slots up to this size are read without the lock: larger ones cost more to copy than a lock does.
+const COPY_WORDS_MAX: usize = 32;
 
 /// Why a record was not read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -137,7 +141,6 @@ impl Locked {
     #[inline]
     fn put(
         &mut self,
-        cell: &Cell,
         place: Place,
         slot: Option<SlotIndex>,
         key: &[u8],
@@ -146,14 +149,13 @@ impl Locked {
     ) -> Result<Seq, WriteError> {
         match self.shard.put(place.hash, slot, key, value, expire_at) {
             Ok(record) => {
-                for ring in &mut self.rings {
+                for ring in self.rings.get_mut() {
                     ring.push(record);
                 }
             }
             Err(error) => return Err(self.refuse(place.shard, &error)),
         }
         self.puts += 1;
-        cell.publish_hint(&self.shard);
         Ok(self.shard.seq())
     }
 
@@ -165,7 +167,7 @@ impl Locked {
 
     fn delete(&mut self, hash: u32, slot: SlotIndex, key: &[u8]) {
         let record = self.shard.delete(hash, slot, key);
-        for ring in &mut self.rings {
+        for ring in self.rings.get_mut() {
             ring.push(record);
         }
         self.deletes += 1;
@@ -202,13 +204,59 @@ impl Store {
 
     // ---- reads
 
-    /// Calls `f` with the record under its shard's shared lock: keep it short.
+    /// Calls `f` with the record; large ones under their shard's shared lock: keep it short.
     #[inline]
     pub fn read<T>(&self, key: &[u8], f: impl FnOnce(Entry<'_>) -> T) -> Result<Option<T>, ReadError> {
-        let place = self.geometry.place(key);
+        self.read_at(self.geometry.place(key), key, |entry| entry.map(f))
+    }
+
+    #[inline]
+    fn read_at<T>(
+        &self,
+        place: Place,
+        key: &[u8],
+        f: impl FnOnce(Option<Entry<'_>>) -> T,
+    ) -> Result<T, ReadError> {
+        let mut words = [0; COPY_WORDS_MAX];
+        if let Some(words) = words.get_mut(..self.stride / 8)
+            && let Ok(slot) = self.copy_slot(self.cell(place.shard), place.hash, key, words)
+        {
+            let Some(slot) = slot else { return Ok(f(None)) };
+            let view = SlotView::check(&self.geometry, place.shard, slot, bytes_of(words));
+            let view = view.map_err(|error| ReadError::Damaged { shard: place.shard, slot, error })?;
+            return Ok(f(Some(view).filter(|view| !self.is_expired(view.expire_at())).map(Entry::from)));
+        }
         let locked = self.shared(place.shard);
         let (_, live) = locked.live(self, place, key)?;
-        Ok(live.map(|view| f(view.into())))
+        Ok(f(live.map(Entry::from)))
+    }
+
+    /// Copies the slot that holds `key`, without the shard's lock. `Err` if a writer was at work.
+    #[inline]
+    fn copy_slot(
+        &self,
+        cell: &Cell,
+        hash: u32,
+        key: &[u8],
+        words: &mut [u64],
+    ) -> Result<Option<SlotIndex>, Moved> {
+        let version = cell.version.load(Ordering::Acquire);
+        if !version.is_multiple_of(2) {
+            return Err(Moved);
+        }
+        let bucket_count = cell.index_buckets.load(Ordering::Relaxed);
+        let mut is_whole = true;
+        let slot = cell.index.find(bucket_count, hash, |slot| {
+            is_whole &= cell.slots.load(self.slots_offset + slot.0 as usize * self.stride, words);
+            // Half-written words have any shape; the version tells them from a key that is not there.
+            SlotView::check_shape(&self.geometry, bytes_of(words)).is_ok_and(|view| view.key() == key)
+        })?;
+        // The words are loaded before the version is looked at again.
+        fence(Ordering::Acquire);
+        if !is_whole || cell.version.load(Ordering::Relaxed) != version {
+            return Err(Moved);
+        }
+        Ok(slot)
     }
 
     /// A copy of the value.
@@ -238,9 +286,8 @@ impl Store {
         for (chunk_index, chunk) in keys.chunks(BATCH_KEYS).enumerate() {
             let places = self.prefetch_places(chunk.iter().map(AsRef::as_ref));
             for (offset, key) in chunk.iter().enumerate() {
-                let locked = self.shared(places[offset].shard);
-                let (_, live) = locked.live(self, places[offset], key.as_ref())?;
-                f(chunk_index * BATCH_KEYS + offset, live.map(Entry::from));
+                let position = chunk_index * BATCH_KEYS + offset;
+                self.read_at(places[offset], key.as_ref(), |entry| f(position, entry))?;
             }
         }
         Ok(())
@@ -260,16 +307,17 @@ impl Store {
         for (place, key) in places.iter_mut().zip(keys) {
             *place = self.geometry.place(key);
             let cell = self.cell(place.shard);
-            let base = cell.index_address.load(std::sync::atomic::Ordering::Relaxed);
-            let bucket_count = cell.index_buckets.load(std::sync::atomic::Ordering::Relaxed);
-            Hint { base, bucket_count }.prefetch(place.hash);
+            cell.index.prefetch(cell.index_buckets.load(Ordering::Relaxed), place.hash);
             len += 1;
         }
         for place in &places[..len] {
-            // A shard that is being written right now is left out: its lines are loaded when needed.
-            if let Some(locked) = self.cell(place.shard).lock.try_read() {
-                locked.shard.prefetch_slots(place.hash);
-            }
+            let cell = self.cell(place.shard);
+            // A stale table costs a useless prefetch and no more.
+            cell.index.candidates(cell.index_buckets.load(Ordering::Relaxed), place.hash, |slot| {
+                let offset = self.slots_offset + slot.0 as usize * self.stride;
+                cell.slots.prefetch(offset);
+                cell.slots.prefetch(offset + self.stride.min(128) - 1);
+            });
         }
         places
     }
@@ -326,10 +374,9 @@ impl Store {
 
     #[inline]
     fn put_at(&self, place: Place, key: &[u8], value: &[u8], expire_at: u64) -> Result<Seq, WriteError> {
-        let cell = self.cell(place.shard);
         let mut locked = self.exclusive(place.shard);
         let slot = locked.shard.find(place.hash, key);
-        locked.put(cell, place, slot, key, value, expire_at)
+        locked.put(place, slot, key, value, expire_at)
     }
 
     /// Stores many records, in order. Cache lines are loaded ahead, which is several times faster than
@@ -360,7 +407,6 @@ impl Store {
     ) -> Result<T, WriteError> {
         self.check_write(key, &[])?;
         let place = self.geometry.place(key);
-        let cell = self.cell(place.shard);
         let mut locked = self.exclusive(place.shard);
         let (slot, live) = locked.live(self, place, key)?;
         let mut value = Vec::new();
@@ -385,7 +431,7 @@ impl Store {
             "only a live record is given another expiry"
         );
         self.check_write(key, &value)?;
-        locked.put(cell, place, slot, key, &value, expire_at)?;
+        locked.put(place, slot, key, &value, expire_at)?;
         Ok(result)
     }
 

@@ -27,10 +27,14 @@ impl Store {
     pub fn attach(&self, shard: ShardIndex, ring_bytes: usize, sleeper: Arc<Sleeper>) -> (RingReader, Seq) {
         let (writer, reader) = ring(ring_bytes, sleeper);
         let mut locked = self.exclusive(shard);
-        let gone =
-            locked.rings.extract_if(.., |ring| ring.is_abandoned()).map(|ring| ring.overflows()).sum::<u64>();
+        let gone = locked
+            .rings
+            .get_mut()
+            .extract_if(.., |ring| ring.is_abandoned())
+            .map(|ring| ring.overflows())
+            .sum::<u64>();
         locked.ring_overflows += gone;
-        locked.rings.push(writer);
+        locked.rings.get_mut().push(writer);
         (reader, locked.shard.seq())
     }
 
@@ -38,7 +42,7 @@ impl Store {
     pub fn detach(&self, shard: ShardIndex, reader: RingReader) {
         let mut locked = self.exclusive(shard);
         locked.ring_overflows += reader.overflows();
-        locked.rings.retain(|ring| !ring.belongs_to(&reader));
+        locked.rings.get_mut().retain(|ring| !ring.belongs_to(&reader));
     }
 
     /// Clears a drained ring's latch under the shard lock; returns the seq at this moment: what changed
@@ -46,7 +50,7 @@ impl Store {
     pub fn rearm(&self, shard: ShardIndex, reader: &RingReader) -> Seq {
         assert!(reader.is_empty(), "a ring is drained before its latch is cleared");
         let mut locked = self.exclusive(shard);
-        for ring in locked.rings.iter_mut().filter(|ring| ring.belongs_to(reader)) {
+        for ring in locked.rings.get_mut().iter_mut().filter(|ring| ring.belongs_to(reader)) {
             ring.unlatch();
         }
         locked.shard.seq()
@@ -114,7 +118,6 @@ impl Store {
         // A record needs a slot: more of them than slots is a peer's mistake, not a reason to allocate.
         let records = usize::try_from(records.min(slots.into())).unwrap_or(usize::MAX);
         locked.shard.reserve(slots, records).map_err(|error| ApplyError::Full { slot, error })?;
-        self.cell(shard).publish_hint(&locked.shard);
         Ok(())
     }
 
@@ -163,15 +166,12 @@ impl Store {
             if locked.shard.apply(*record)? {
                 applied.applied += 1;
                 // A follower may have followers of its own.
-                if !locked.rings.is_empty() {
-                    let super::Locked { shard, rings, .. } = &mut *locked;
-                    rings.iter_mut().for_each(|ring| ring.push(shard.last_record()));
-                }
+                let super::Locked { shard, rings, .. } = &mut *locked;
+                rings.get_mut().iter_mut().for_each(|ring| ring.push(shard.last_record()));
             } else {
                 applied.skipped += 1;
             }
         }
-        self.cell(shard).publish_hint(&locked.shard);
         Ok(())
     }
 }

@@ -163,6 +163,8 @@ fn killed(before: &[u8], after: &[u8], redo: (usize, usize), slot: (usize, usize
         store_id: identity.store_id,
         clock: Arc::new(ManualClock::new(1)),
         cells: [Cell::new(opened)].into_iter().collect(),
+        stride: geometry.slot_stride(),
+        slots_offset: crate::shard::header::slots_offset(&geometry),
         read_only: AtomicBool::new(false),
         closed: AtomicBool::new(false),
         ending,
@@ -437,4 +439,40 @@ fn damaged_truncated_foreign_and_newer_files_are_refused_by_name() {
         Store::open(path, Options::default()).unwrap().get(b"key").unwrap().as_deref(),
         Some(&b"value"[..])
     );
+}
+
+/// Readers that take no lock must never see a half-written record, nor miss one that is there,
+/// while its slot is overwritten, other keys come and go, and the index grows under them.
+#[test]
+fn readers_beside_a_writer_see_whole_records_only() {
+    let store = memory(1, 40_000);
+    for key in 0..8_u32 {
+        store.put(&key.to_le_bytes(), &[0; 24]).unwrap();
+    }
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut value = Vec::new();
+                let mut reads = 0_u32;
+                while !done.load(Ordering::Relaxed) || reads < 100 {
+                    let key = (reads % 8).to_le_bytes();
+                    assert!(store.get_into(&key, &mut value).unwrap(), "a record that is there is found");
+                    assert!(value.iter().all(|byte| *byte == value[0]), "half a record: {value:?}");
+                    assert!(!store.contains(b"never").unwrap());
+                    reads += 1;
+                }
+            });
+        }
+        for round in 0..30_000_u32 {
+            let byte = u8::try_from(round % 251).unwrap();
+            store.put(&(round % 8).to_le_bytes(), &vec![byte; 1 + (round % 24) as usize]).unwrap();
+            store.put(&(1000 + round).to_le_bytes(), b"grows the index").unwrap();
+            if round % 3 == 0 {
+                store.delete(&(1000 + round / 2).to_le_bytes()).unwrap();
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    store.check().unwrap();
 }
