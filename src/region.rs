@@ -146,18 +146,19 @@ impl Region {
         }
     }
 
+    /// Where `len` bytes at `offset` lie, all of them within the region.
     #[inline]
-    fn check(&self, offset: usize, len: usize) {
+    fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
         assert!(offset <= self.len && len <= self.len - offset, "region access in bounds");
+        // SAFETY: the offset is within the region.
+        unsafe { self.memory.base.add(offset) }
     }
 
     /// `len` bytes at `offset`.
     #[inline]
     #[must_use]
     pub fn bytes(&self, offset: usize, len: usize) -> &[u8] {
-        self.check(offset, len);
-        // SAFETY: offset is within the region, as checked above.
-        let start = unsafe { self.memory.base.add(offset) };
+        let start = self.at(offset, len);
         // SAFETY: the bytes are allocated and initialised (zeroed at least), and `&self` keeps writers out.
         unsafe { std::slice::from_raw_parts(start.as_ptr(), len) }
     }
@@ -165,9 +166,7 @@ impl Region {
     /// `len` bytes at `offset`, to be written.
     #[inline]
     pub fn bytes_mut(&mut self, offset: usize, len: usize) -> &mut [u8] {
-        self.check(offset, len);
-        // SAFETY: offset is within the region, as checked above.
-        let start = unsafe { self.memory.base.add(offset) };
+        let start = self.at(offset, len);
         // SAFETY: the bytes are allocated and initialised, and `&mut self` keeps everybody else out.
         unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), len) }
     }
@@ -176,24 +175,29 @@ impl Region {
     /// atomically. Both places are 8-aligned.
     #[inline]
     pub fn copy(&mut self, from: usize, to: usize, len: usize) {
-        self.check(from, len);
-        self.check(to, len);
+        let (source, target) = (self.at(from, len), self.at(to, len));
         assert!(from + len <= to || to + len <= from, "copy between places that do not overlap");
         assert!(from.is_multiple_of(8) && to.is_multiple_of(8), "copy between aligned places");
         let whole = len - len % 8;
         for offset in (0..whole).step_by(8) {
-            // SAFETY: in bounds as checked above, and aligned: the base is, and so are the offsets.
-            let word = unsafe { self.memory.base.add(from + offset).cast::<u64>().read() };
-            // SAFETY: in bounds and aligned, as above.
-            let target = unsafe { self.memory.base.add(to + offset).cast::<AtomicU64>().as_ref() };
-            target.store(word, Ordering::Relaxed);
+            // SAFETY: within the `len` bytes that were checked.
+            let source = unsafe { source.add(offset).cast::<u64>() };
+            // SAFETY: in bounds, and aligned: the base is, and so are both places and the offset.
+            let word = unsafe { source.read() };
+            // SAFETY: within the `len` bytes that were checked.
+            let target = unsafe { target.add(offset).cast::<AtomicU64>() };
+            // SAFETY: in bounds and aligned; whoever reads it beside us loads atomically.
+            unsafe { target.as_ref() }.store(word, Ordering::Relaxed);
         }
         for offset in whole..len {
-            // SAFETY: in bounds as checked above.
-            let byte = unsafe { self.memory.base.add(from + offset).read() };
+            // SAFETY: within the `len` bytes that were checked.
+            let source = unsafe { source.add(offset) };
             // SAFETY: in bounds, as above.
-            let target = unsafe { self.memory.base.add(to + offset).cast::<AtomicU8>().as_ref() };
-            target.store(byte, Ordering::Relaxed);
+            let byte = unsafe { source.read() };
+            // SAFETY: within the `len` bytes that were checked.
+            let target = unsafe { target.add(offset).cast::<AtomicU8>() };
+            // SAFETY: in bounds; whoever reads it beside us loads atomically.
+            unsafe { target.as_ref() }.store(byte, Ordering::Relaxed);
         }
     }
 
@@ -201,9 +205,7 @@ impl Region {
     #[inline]
     #[must_use]
     pub fn line(&self, index: usize) -> &[u64; LINE_WORDS] {
-        self.check(index * LINE_SIZE, LINE_SIZE);
-        // SAFETY: the line is within the region, as checked above.
-        let start = unsafe { self.memory.base.add(index * LINE_SIZE) };
+        let start = self.at(index * LINE_SIZE, LINE_SIZE);
         // SAFETY: the base is aligned to 8 in every backing, any bits are a u64, `&self` keeps writers out.
         unsafe { start.cast::<[u64; LINE_WORDS]>().as_ref() }
     }
@@ -212,11 +214,9 @@ impl Region {
     #[inline]
     pub fn set_word(&mut self, line: usize, place: usize, word: u64) {
         assert!(place < LINE_WORDS, "place in its line");
-        let offset = line * LINE_SIZE + place * 8;
-        self.check(offset, 8);
-        // SAFETY: in bounds as checked above, and aligned: the base is, and so is the offset.
-        let target = unsafe { self.memory.base.add(offset).cast::<AtomicU64>().as_ref() };
-        target.store(word, Ordering::Relaxed);
+        let target = self.at(line * LINE_SIZE + place * 8, 8).cast::<AtomicU64>();
+        // SAFETY: in bounds and aligned: the base is, and so is the offset.
+        unsafe { target.as_ref() }.store(word, Ordering::Relaxed);
     }
 
     /// Where `offset` lies, for [`prefetch`] only.
@@ -244,9 +244,10 @@ impl Window {
             return false;
         }
         for (place, word) in words.iter_mut().enumerate() {
-            // SAFETY: in bounds as checked above, and aligned: the base is, and so is the offset.
-            let source = unsafe { self.memory.base.add(offset + place * 8).cast::<AtomicU64>().as_ref() };
-            *word = source.load(Ordering::Relaxed);
+            // SAFETY: in bounds as checked above.
+            let source = unsafe { self.memory.base.add(offset + place * 8).cast::<AtomicU64>() };
+            // SAFETY: in bounds and aligned: the base is, and so is the offset.
+            *word = unsafe { source.as_ref() }.load(Ordering::Relaxed);
         }
         true
     }
