@@ -5,12 +5,25 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+/// Both times, read once per round of work and passed down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Time since an arbitrary start; never goes back.
+    pub monotonic: Duration,
+    /// Milliseconds since the Unix epoch.
+    pub unix_ms: u64,
+}
+
 /// Source of wall-clock and monotonic time.
 pub trait Clock: Send + Sync {
     /// Milliseconds since the Unix epoch; what expiry times are compared with.
     fn unix_ms(&self) -> u64;
     /// Time since an arbitrary start that never goes back; what deadlines are measured with.
     fn monotonic(&self) -> Duration;
+    /// Both times.
+    fn now(&self) -> Now {
+        Now { monotonic: self.monotonic(), unix_ms: self.unix_ms() }
+    }
 }
 
 /// The operating system's clocks.

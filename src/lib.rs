@@ -5,12 +5,18 @@
 //! follower first scans the shard's slots, then streams the ring.
 
 pub mod clock;
+pub mod follower;
+pub mod leader;
+pub mod links;
+#[doc(hidden)]
+pub mod planted;
 pub mod region;
 pub mod ring;
 pub mod shard;
 pub mod slot;
 pub mod stop;
 pub mod store;
+pub mod wire;
 
 pub use slot::{Geometry, Seq, ShardIndex, SlotIndex};
 pub use store::{Change, Entry, Options, Store};

@@ -22,6 +22,7 @@ mod tests;
 use std::io;
 use std::sync::atomic::{Ordering, compiler_fence};
 
+use crate::planted::{Bug, is_planted};
 use crate::region::{Region, Window, prefetch};
 use crate::slot::image::{Image, RECORD_HEADER_SIZE, image_seq, read_u32};
 use crate::slot::{Geometry, Record, RecordError, Seq, ShardIndex, SlotError, SlotIndex, SlotView, Status};
@@ -339,6 +340,7 @@ impl Shard {
         let old = if healed.is_some() { None } else { self.peek(slot) };
         if let Some(old) = &old
             && old.seq() >= new.seq()
+            && !is_planted(Bug::StaleImageApplied)
         {
             return Ok(false);
         }
@@ -353,7 +355,7 @@ impl Shard {
         } else {
             self.free.insert(slot);
         }
-        if let Some(hash) = old_hash {
+        if let Some(hash) = old_hash.filter(|_| !is_planted(Bug::FormerKeyKept)) {
             // Only if the index still means this slot: the key may have moved to a newer one.
             self.index.remove(hash, slot);
         }

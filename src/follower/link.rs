@@ -1,0 +1,498 @@
+//! The follower's end of one link: bytes in, bytes out, no I/O and no clock of its own.
+//!
+//! Driven like the leader's end: [`Link::receive`], [`Link::send`], [`Link::check_deadlines`]. An
+//! error ends the link; the shard keeps its data and its watermark, and the next link asks for what
+//! changed since.
+//!
+//! Batches are applied straight from the receive buffer. Acks say where the follower is *after* a
+//! round of receiving, so there is one per round at most, however many batches it held.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use crate::clock::Now;
+use crate::links::{LagSamples, LinkCell, Links, Phase, Totals};
+use crate::slot::{Geometry, Seq, ShardIndex, SlotIndex};
+use crate::store::{ApplyError, Store};
+use crate::wire::frame::{FLAG_SCAN, Frame, FrameDecoder, FrameError, Kind, PREAMBLE, Side};
+use crate::wire::message::{Ack, Heartbeat, Hello, MessageError, Refuse, ScanDone, VERSION, Welcome};
+use crate::wire::{Outbox, Transport, next_beat};
+
+use super::Options;
+use super::apply::Applier;
+
+/// What a link works with; the same for all links of a thread.
+#[derive(Clone, Copy)]
+pub struct Env<'a> {
+    /// The data.
+    pub store: &'a Store,
+    /// How to follow.
+    pub options: &'a Options,
+    /// Where figures go.
+    pub links: &'a Links,
+    /// The time.
+    pub now: Now,
+}
+
+impl std::fmt::Debug for Env<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Env").field("now", &self.now).finish_non_exhaustive()
+    }
+}
+
+/// Why a link ended.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The leader has closed.
+    #[error("the leader has closed the connection")]
+    Closed,
+    /// The connection closed before the leader answered; something else may listen there.
+    #[error("the connection was closed without an answer: is this the leader's replication port?")]
+    ClosedInHandshake,
+    /// The connection broke.
+    #[error("connection: {0}")]
+    Io(#[from] io::Error),
+    /// No answer to Hello.
+    #[error("no answer within {wanted:?}: is this the leader's replication port?")]
+    HandshakeTimeout {
+        /// How long an answer may take.
+        wanted: Duration,
+    },
+    /// Nothing came, not even a heartbeat.
+    #[error("the leader was silent for {found:?}, wanted a heartbeat within {wanted:?}")]
+    Silent {
+        /// Silence so far.
+        found: Duration,
+        /// Longest silence allowed.
+        wanted: Duration,
+    },
+    /// Bytes that are no frame.
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+    /// A frame that is not the message it should be.
+    #[error("{0}")]
+    Message(#[from] MessageError),
+    /// A message that has no place here.
+    #[error("{kind:?} is not what a leader sends here")]
+    Unexpected {
+        /// Which message.
+        kind: Kind,
+    },
+    /// The leader answers for another shard.
+    #[error("leader answers for shard {found}, wanted {wanted}")]
+    Shard {
+        /// What it answered.
+        found: u16,
+        /// What was asked for.
+        wanted: u16,
+    },
+    /// The leader's epoch changed within a link.
+    #[error("frame of epoch {found} on a link of epoch {wanted}")]
+    Epoch {
+        /// What the frame says.
+        found: u64,
+        /// What Welcome said.
+        wanted: u64,
+    },
+    /// The scan does not begin where our data ends.
+    #[error("leader scans from seq {found}, wanted {wanted}")]
+    Since {
+        /// What Welcome says.
+        found: Seq,
+        /// Our watermark.
+        wanted: Seq,
+    },
+    /// The stream has a hole.
+    #[error("stream goes on with seq {found}, wanted {wanted}")]
+    SeqGap {
+        /// Seq of the record.
+        found: Seq,
+        /// The one behind the watermark.
+        wanted: Seq,
+    },
+    /// A ScanDone that goes back.
+    #[error("scan done through seq {through}, consistent at {consistent_at}, but {watermark} is held")]
+    ScanDone {
+        /// What ScanDone says.
+        through: Seq,
+        /// What ScanDone says.
+        consistent_at: Seq,
+        /// Our watermark.
+        watermark: Seq,
+    },
+    /// The leader refused.
+    #[error("leader refuses: {}", .0.text)]
+    Refused(Refuse),
+    /// The leader holds another store than we do; our data stays as it is.
+    #[error("leader is store {found}, this follower holds data of store {wanted}: it keeps them")]
+    ForeignStore {
+        /// The leader's store.
+        found: uuid::Uuid,
+        /// Ours.
+        wanted: uuid::Uuid,
+    },
+    /// The leader's sizes are not ours.
+    #[error("leader has other sizes ({found:?}) than this follower ({wanted:?})")]
+    Geometry {
+        /// The leader's.
+        found: Geometry,
+        /// Ours.
+        wanted: Geometry,
+    },
+    /// The leader is behind what we have heard of.
+    #[error("leader is in epoch {found}, this follower has heard of epoch {wanted}")]
+    OldEpoch {
+        /// The leader's.
+        found: u64,
+        /// The newest we know of.
+        wanted: u64,
+    },
+    /// A batch could not be applied.
+    #[error("batch: {0}")]
+    Apply(#[from] ApplyError),
+}
+
+impl LinkError {
+    /// The word under which it is counted.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        use LinkError as E;
+        match self {
+            E::Closed | E::ClosedInHandshake | E::Io(_) => "closed",
+            E::HandshakeTimeout { .. } | E::Silent { .. } => "timeout",
+            E::Refused(_) | E::ForeignStore { .. } | E::Geometry { .. } | E::OldEpoch { .. } => "refused",
+            E::Apply(ApplyError::Full { .. }) => "store",
+            _ => "protocol",
+        }
+    }
+
+    /// Whether the peer sent what it must not.
+    #[must_use]
+    pub fn is_protocol(&self) -> bool {
+        self.as_str() == "protocol"
+    }
+
+    /// Whether either side refused the other.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        self.as_str() == "refused"
+    }
+}
+
+/// Why [`Link::receive`] or [`Link::send`] stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    /// Nothing more now.
+    Nothing,
+    /// There may be more to receive.
+    More,
+    /// The transport takes no more.
+    Blocked,
+}
+
+/// The follower's end of one link.
+#[derive(Debug)]
+pub struct Link {
+    decoder: FrameDecoder,
+    outbox: Outbox,
+    core: Core,
+    received_at: Duration,
+    heartbeat_at: Duration,
+    began_at: Duration,
+}
+
+/// All but the buffers, so that a frame can borrow from the decoder while it is handled.
+#[derive(Debug)]
+struct Core {
+    shard: ShardIndex,
+    state: State,
+    applier: Applier,
+    epoch: u64,
+    /// Payload bytes of scan batches applied on this link.
+    scan_bytes: u64,
+    is_ack_due: bool,
+    leader: LeaderClock,
+    cell: Arc<LinkCell>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Hello is on its way or out.
+    Handshake,
+    /// Batches of a scan, then ScanDone.
+    Scan,
+    /// Batches of the stream; a batch of a scan says that a ring overflowed.
+    Stream,
+}
+
+/// What heartbeats tell of the leader.
+#[derive(Debug, Default)]
+struct LeaderClock {
+    head: Seq,
+    /// Add to our clock to get the leader's.
+    offset_ms: i64,
+    lag: LagSamples,
+}
+
+impl Link {
+    /// A link for a connection that was just opened; figures go to `cell`.
+    #[must_use]
+    pub fn new(shard: ShardIndex, cell: Arc<LinkCell>, env: Env<'_>) -> Self {
+        let Env { store, options, now, .. } = env;
+        let progress = store.progress(shard);
+        let hello = Hello {
+            version_min: VERSION,
+            version_max: VERSION,
+            shard: shard.0,
+            resp_port: options.resp_port,
+            geometry: Some(store.geometry()),
+            store_id: store.store_id(),
+            follower_id: options.follower_id,
+            epoch: newest_epoch(store, shard),
+            watermark_epoch: progress.epoch,
+            watermark_seq: progress.seq,
+            is_inside_scan: !progress.is_consistent(),
+        };
+        let mut outbox = Outbox::default();
+        outbox.frames().extend_from_slice(PREAMBLE);
+        hello.push(outbox.frames());
+        cell.set_phase(Phase::Handshake);
+        cell.applied_seq.store(progress.seq.0, Relaxed);
+        Self {
+            decoder: FrameDecoder::new(Side::Follower, options.receive_buffer_bytes),
+            outbox,
+            core: Core {
+                shard,
+                state: State::Handshake,
+                applier: Applier::new(store, shard),
+                epoch: hello.epoch,
+                scan_bytes: 0,
+                is_ack_due: false,
+                leader: LeaderClock::default(),
+                cell,
+            },
+            received_at: now.monotonic,
+            heartbeat_at: next_beat(now.monotonic, options.heartbeat_interval),
+            began_at: now.monotonic,
+        }
+    }
+
+    /// Everything up to here is held.
+    #[must_use]
+    pub fn watermark(&self) -> Seq {
+        self.core.applier.watermark()
+    }
+
+    /// Whether the state is exactly the leader's at the watermark.
+    #[must_use]
+    pub fn is_streaming(&self) -> bool {
+        self.core.state == State::Stream && self.core.applier.is_consistent()
+    }
+
+    /// When the link began.
+    #[must_use]
+    pub fn began_at(&self) -> Duration {
+        self.began_at
+    }
+
+    /// When to call [`Link::check_deadlines`] and [`Link::send`] at the latest.
+    #[must_use]
+    pub fn deadline(&self, options: &Options) -> Duration {
+        match self.core.state {
+            State::Handshake => self.began_at + options.handshake_timeout,
+            State::Scan | State::Stream => self.heartbeat_at.min(self.received_at + options.dead_after),
+        }
+    }
+
+    /// Ends the link if its peer has been silent for too long.
+    pub fn check_deadlines(&mut self, env: Env<'_>) -> Result<(), LinkError> {
+        let (now, options) = (env.now.monotonic, env.options);
+        match self.core.state {
+            State::Handshake if now >= self.began_at + options.handshake_timeout => {
+                Err(LinkError::HandshakeTimeout { wanted: options.handshake_timeout })
+            }
+            State::Scan | State::Stream if now >= self.received_at + options.dead_after => {
+                let found = now.saturating_sub(self.received_at);
+                Err(LinkError::Silent { found, wanted: options.dead_after })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Receives once, and handles every whole frame.
+    pub fn receive(&mut self, transport: &mut impl Transport, env: Env<'_>) -> Result<Done, LinkError> {
+        let space = self.decoder.space();
+        let space_len = space.len();
+        let received = match transport.receive(space) {
+            Ok(0) if self.core.state == State::Handshake => return Err(LinkError::ClosedInHandshake),
+            Ok(0) => return Err(LinkError::Closed),
+            Ok(received) => received,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Done::Nothing),
+            Err(error) => return Err(error.into()),
+        };
+        self.decoder.received(received);
+        self.received_at = env.now.monotonic;
+        env.links.totals.received_bytes.fetch_add(received as u64, Relaxed);
+        while let Some(frame) = self.decoder.next()? {
+            self.core.handle(&frame, env)?;
+        }
+        self.core.publish(env.now);
+        Ok(if received == space_len { Done::More } else { Done::Nothing })
+    }
+
+    /// Sends what is due: Hello, an Ack, a heartbeat.
+    pub fn send(&mut self, transport: &mut impl Transport, env: Env<'_>) -> Result<Done, LinkError> {
+        loop {
+            let (_, is_out) = self.outbox.send(transport)?;
+            if !is_out {
+                return Ok(Done::Blocked);
+            }
+            let frames = self.outbox.frames();
+            if self.core.state == State::Handshake {
+                return Ok(Done::Nothing);
+            }
+            if env.now.monotonic >= self.heartbeat_at {
+                self.heartbeat_at = next_beat(env.now.monotonic, env.options.heartbeat_interval);
+                self.core.push_heartbeat(frames, env);
+            }
+            if self.core.is_ack_due {
+                self.core.push_ack(frames);
+            }
+            if frames.is_empty() {
+                return Ok(Done::Nothing);
+            }
+        }
+    }
+}
+
+impl Core {
+    fn handle(&mut self, frame: &Frame<'_>, env: Env<'_>) -> Result<(), LinkError> {
+        match (self.state, frame.kind) {
+            (State::Handshake, Kind::Welcome) => return self.welcome(&Welcome::read(frame)?, env),
+            (State::Handshake, Kind::Refuse) => return Err(LinkError::Refused(Refuse::read(frame)?)),
+            (State::Handshake, kind) => return Err(LinkError::Unexpected { kind }),
+            (State::Scan | State::Stream, _) if frame.epoch != self.epoch => {
+                return Err(LinkError::Epoch { found: frame.epoch, wanted: self.epoch });
+            }
+            (State::Scan | State::Stream, Kind::SlotBatch) if frame.flags == FLAG_SCAN => {
+                self.scan_batch(frame.payload, env)?;
+            }
+            (State::Stream, Kind::SlotBatch) => {
+                self.applier.stream_batch(env.store, &env.links.totals, frame.payload)?;
+                self.is_ack_due = true;
+                self.count_bytes(frame.payload.len());
+            }
+            (State::Scan | State::Stream, Kind::ScanDone) => {
+                self.applier.scan_done(env.store, self.epoch, ScanDone::read(frame)?)?;
+                self.is_ack_due = true;
+                self.state = State::Stream;
+            }
+            (State::Scan | State::Stream, Kind::Heartbeat) => {
+                self.heartbeat(Heartbeat::read(frame)?, env.now, &env.links.totals);
+            }
+            (State::Scan | State::Stream, kind) => return Err(LinkError::Unexpected { kind }),
+        }
+        Ok(())
+    }
+
+    fn welcome(&mut self, welcome: &Welcome, env: Env<'_>) -> Result<(), LinkError> {
+        let (store_id, geometry) = (env.store.store_id(), env.store.geometry());
+        if welcome.store_id != store_id {
+            return Err(LinkError::ForeignStore { found: welcome.store_id, wanted: store_id });
+        }
+        if welcome.geometry != geometry {
+            return Err(LinkError::Geometry { found: welcome.geometry, wanted: geometry });
+        }
+        if welcome.shard != self.shard.0 {
+            return Err(LinkError::Shard { found: welcome.shard, wanted: self.shard.0 });
+        }
+        if welcome.epoch < self.epoch {
+            return Err(LinkError::OldEpoch { found: welcome.epoch, wanted: self.epoch });
+        }
+        self.applier.welcome(env.store, welcome)?;
+        self.epoch = welcome.epoch;
+        self.state = State::Scan;
+        self.leader.head = welcome.head;
+        self.cell.reason.lock().clear();
+        self.cell.leader_resp_port.store(welcome.resp_port, Relaxed);
+        self.cell.scan_since.store(welcome.since.0, Relaxed);
+        self.cell.scan_slots_total.store(welcome.slots_formatted, Relaxed);
+        self.cell.scan_slots.store(0, Relaxed);
+        Ok(())
+    }
+
+    fn scan_batch(&mut self, payload: &[u8], env: Env<'_>) -> Result<(), LinkError> {
+        if self.state == State::Stream {
+            // A ring of the leader overflowed: what it could not take comes as a scan.
+            self.state = State::Scan;
+            self.cell.scan_since.store(self.applier.watermark().0, Relaxed);
+        }
+        self.applier.scan_batch(env.store, &env.links.totals, payload)?;
+        self.scan_bytes += payload.len() as u64;
+        self.is_ack_due = true;
+        self.count_bytes(payload.len());
+        // Slots come in order, so the first one of a batch tells how far the scan is.
+        if let Some(slot) = payload.first_chunk::<4>() {
+            let slot = SlotIndex(u32::from_le_bytes(*slot));
+            self.cell.scan_slots.store(u64::from(slot.0) + 1, Relaxed);
+        }
+        Ok(())
+    }
+
+    fn count_bytes(&self, bytes: usize) {
+        self.cell.bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    fn heartbeat(&mut self, heartbeat: Heartbeat, now: Now, totals: &Totals) {
+        totals.heartbeats_received.fetch_add(1, Relaxed);
+        self.leader.head = self.leader.head.max(heartbeat.seq);
+        self.leader.offset_ms = heartbeat.unix_ms.cast_signed().wrapping_sub(now.unix_ms.cast_signed());
+        self.leader.lag.sample(heartbeat.unix_ms, heartbeat.seq);
+    }
+
+    fn push_heartbeat(&mut self, frames: &mut Vec<u8>, env: Env<'_>) {
+        let heartbeat = Heartbeat { seq: self.applier.watermark(), unix_ms: env.now.unix_ms };
+        heartbeat.push(frames, self.epoch);
+        env.links.totals.heartbeats_sent.fetch_add(1, Relaxed);
+        self.publish_lag(env.now);
+    }
+
+    fn push_ack(&mut self, frames: &mut Vec<u8>) {
+        let watermark = self.applier.watermark();
+        let ack = Ack {
+            received: watermark,
+            applied: watermark,
+            durable: Seq::ZERO,
+            received_bytes: self.scan_bytes,
+        };
+        ack.push(frames, self.epoch);
+        self.is_ack_due = false;
+    }
+
+    fn publish(&mut self, now: Now) {
+        let phase = match self.state {
+            State::Handshake => Phase::Handshake,
+            State::Scan => Phase::Scan,
+            State::Stream if self.applier.is_consistent() => Phase::Stream,
+            State::Stream => Phase::CatchUp,
+        };
+        self.cell.set_phase(phase);
+        self.cell.last_io_unix_ms.store(now.unix_ms, Relaxed);
+        self.publish_lag(now);
+    }
+
+    fn publish_lag(&mut self, now: Now) {
+        let watermark = self.applier.watermark();
+        let head = self.leader.head.max(watermark);
+        let leader_now = now.unix_ms.saturating_add_signed(self.leader.offset_ms);
+        self.cell.head_seq.store(head.0, Relaxed);
+        self.cell.applied_seq.store(watermark.0, Relaxed);
+        self.cell.lag_ms.store(self.leader.lag.lag_ms(leader_now, watermark, head), Relaxed);
+    }
+}
+
+fn newest_epoch(store: &Store, shard: ShardIndex) -> u64 {
+    store.lineage(shard).last().map_or(0, |term| term.epoch)
+}

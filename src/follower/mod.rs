@@ -1,0 +1,68 @@
+//! Floor 4: the follower's side of replication.
+//!
+//! [`link`] is one connection's state machine (no I/O, no clock of its own); [`apply`] is what it does
+//! to the store and what it knows of its own progress. [`pool`] is the thread and the sockets around
+//! the links of all shards, [`probe`] asks a leader who it is before there is a store.
+//!
+//! Memory per link: one receive buffer of [`Options::receive_buffer_bytes`], touched as far as it is used.
+
+mod apply;
+mod back_off;
+mod lane;
+pub mod link;
+pub mod pool;
+pub mod probe;
+mod resolve;
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+pub use link::{Env, Link, LinkError};
+pub use pool::Follower;
+pub use probe::{LeaderInfo, ProbeError, probe};
+
+use crate::slot::ShardIndex;
+use crate::wire::frame::{HEADER_SIZE, PAYLOAD_SIZE_MAX};
+
+/// How a follower follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Shards to follow; empty = all.
+    pub shards: Vec<ShardIndex>,
+    /// Names this follower in its leader's figures.
+    pub follower_id: Uuid,
+    /// Where this node answers Redis clients; 0 = nowhere.
+    pub resp_port: u16,
+    /// How often this end says that it is alive.
+    pub heartbeat_interval: Duration,
+    /// A leader that was silent for this long is gone.
+    pub dead_after: Duration,
+    /// Longest time for a connection to open, and again for the answer to Hello.
+    pub handshake_timeout: Duration,
+    /// First pause before connecting again; each one after it is twice as long.
+    pub back_off_min: Duration,
+    /// Longest pause before connecting again.
+    pub back_off_max: Duration,
+    /// A link that lived this long, or reached phase stream, was a good one: the next pause is short again.
+    pub back_off_reset_after: Duration,
+    /// Bytes of a link's receive buffer; the largest frame must fit.
+    pub receive_buffer_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            shards: Vec::new(),
+            follower_id: Uuid::new_v4(),
+            resp_port: 0,
+            heartbeat_interval: Duration::from_secs(1),
+            dead_after: Duration::from_secs(5),
+            handshake_timeout: Duration::from_secs(5),
+            back_off_min: Duration::from_millis(100),
+            back_off_max: Duration::from_secs(5),
+            back_off_reset_after: Duration::from_secs(10),
+            receive_buffer_bytes: 2 * (HEADER_SIZE + PAYLOAD_SIZE_MAX),
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! A follower that takes a shard: what it is sent next, and what it has acknowledged.
+//!
+//! The ring is attached before the scan begins, and after an overflow it is drained before the latch
+//! is cleared, so between scan and ring nothing is missing. A writer that outruns the link costs
+//! rounds of scan and stream; each begins at the last seq sent, and a slot that changed often within
+//! a round is sent once, so rounds shrink instead of piling up.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::links::{LagSamples, LinkCell, Links, Phase};
+use crate::planted::{Bug, is_planted};
+use crate::ring::RingReader;
+use crate::slot::{Seq, ShardIndex};
+use crate::wire::Transport;
+use crate::wire::message::{Ack, Heartbeat, Hello, ScanDone};
+
+use super::link::{Env, LinkError};
+use super::registry::Seat;
+use super::scan::{AckWindow, ScanSender, ScanStep, payload_size_max};
+use super::stream::RingFrame;
+
+/// A link past its Hello.
+#[derive(Debug)]
+pub(super) struct Attached {
+    shard: ShardIndex,
+    epoch: u64,
+    ring: RingReader,
+    flow: Flow,
+    /// The last seq sent in order: a scan's `through` once it is done, then each record of the ring.
+    seq_sent: Seq,
+    seq_acked: Seq,
+    /// The follower's state is a prefix of ours from here on; `Seq::MAX` during a scan.
+    consistent_at: Seq,
+    window: AckWindow,
+    lag: LagSamples,
+    shown: Shown,
+    _seat: Seat,
+}
+
+#[derive(Debug)]
+enum Flow {
+    Scan(ScanSender),
+    /// Nothing of the ring is on its way.
+    Stream,
+    /// A part of this frame is out.
+    Frame(RingFrame),
+}
+
+/// What comes next on a link.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// A frame waits to be sent.
+    Frame,
+    /// Nothing yet; call again soon.
+    Again,
+    /// Nothing until an Ack, a record or a deadline.
+    Nothing,
+}
+
+/// A cell that is shown to the outside as long as its link lives.
+#[derive(Debug)]
+struct Shown {
+    cell: Arc<LinkCell>,
+    links: Arc<Links>,
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.cell.set_phase(Phase::Closed);
+        self.links.remove(&self.cell);
+    }
+}
+
+impl Attached {
+    /// Attaches a ring and begins the scan.
+    pub(super) fn new(
+        hello: &Hello,
+        peer: SocketAddr,
+        epoch: u64,
+        since: Seq,
+        seat: Seat,
+        env: Env<'_>,
+    ) -> Self {
+        let shard = ShardIndex(hello.shard);
+        let totals = &env.links.totals;
+        let scans = if since == Seq::ZERO { &totals.full_scans } else { &totals.delta_scans_reconnect };
+        scans.fetch_add(1, Relaxed);
+        // Watermark before scan: what changes from here on is in the ring.
+        let (ring, through) = env.store.attach(shard, env.options.ring_bytes, Arc::clone(env.sleeper));
+        assert!(through >= since, "a shard's head went back from {since} to {through}");
+        let cell = LinkCell::new(hello.follower_id, peer, hello.resp_port, hello.shard);
+        cell.set_phase(Phase::Scan);
+        cell.ring_capacity.store(ring.capacity() as u64, Relaxed);
+        cell.head_seq.store(since.0, Relaxed);
+        cell.applied_seq.store(since.0, Relaxed);
+        cell.last_io_unix_ms.store(env.now.unix_ms, Relaxed);
+        env.links.add(Arc::clone(&cell));
+        let mut lag = LagSamples::default();
+        lag.sample(env.now.unix_ms, through);
+        Self {
+            shard,
+            epoch,
+            ring,
+            flow: Flow::Scan(ScanSender::new(env.store, shard, since, through, env.now)),
+            seq_sent: since,
+            seq_acked: since,
+            consistent_at: Seq::MAX,
+            window: AckWindow::default(),
+            lag,
+            shown: Shown { cell, links: Arc::clone(env.links) },
+            _seat: seat,
+        }
+    }
+
+    pub(super) fn shard(&self) -> ShardIndex {
+        self.shard
+    }
+
+    pub(super) fn seq_sent(&self) -> Seq {
+        self.seq_sent
+    }
+
+    /// The seq behind which the stream will go on, while a scan is under way.
+    pub(super) fn through(&self) -> Seq {
+        match &self.flow {
+            Flow::Scan(scan) => scan.through,
+            Flow::Stream | Flow::Frame(_) => self.seq_sent,
+        }
+    }
+
+    pub(super) fn scan_since(&self) -> Option<Seq> {
+        match &self.flow {
+            Flow::Scan(scan) => Some(scan.since()),
+            Flow::Stream | Flow::Frame(_) => None,
+        }
+    }
+
+    pub(super) fn has_ring_work(&self) -> bool {
+        match self.flow {
+            Flow::Scan(_) => false,
+            Flow::Stream | Flow::Frame(_) => !self.ring.is_empty() || self.ring.is_latched(),
+        }
+    }
+
+    /// Whether a part of a frame is out whose rest must follow.
+    pub(super) fn has_frame(&self) -> bool {
+        matches!(self.flow, Flow::Frame(_))
+    }
+
+    /// Goes on with that frame; returns the bytes taken and whether all of it is out.
+    pub(super) fn send_frame(&mut self, transport: &mut impl Transport) -> io::Result<(usize, bool)> {
+        let Flow::Frame(frame) = &mut self.flow else { return Ok((0, true)) };
+        let (taken, is_out) = frame.send(&mut self.ring, transport)?;
+        if is_out {
+            self.flow = Flow::Stream;
+        }
+        Ok((taken, is_out))
+    }
+
+    /// Decides what is sent next; called only when all before it is out, with an empty `out`.
+    pub(super) fn next(&mut self, out: &mut Vec<u8>, env: Env<'_>) -> Result<Next, LinkError> {
+        let Flow::Scan(scan) = &mut self.flow else { return Ok(self.next_of_ring(env)) };
+        let slots_before = scan.slots_sent();
+        let step = scan.step(env.store, env.options, &mut self.window, self.epoch, out)?;
+        env.links.totals.scan_slots_sent.fetch_add(scan.slots_sent() - slots_before, Relaxed);
+        scan.report(&self.shown.cell, env.now);
+        match step {
+            ScanStep::Batch => {
+                scan.publish(&self.shown.cell);
+                Ok(Next::Frame)
+            }
+            ScanStep::Wait => Ok(Next::Nothing),
+            ScanStep::Again => Ok(Next::Again),
+            ScanStep::Through => {
+                scan.publish(&self.shown.cell);
+                scan.report_end(&self.shown.cell, env.now);
+                let through = scan.through;
+                self.finish_scan(through, out, env);
+                Ok(Next::Frame)
+            }
+        }
+    }
+
+    fn finish_scan(&mut self, mut through: Seq, out: &mut Vec<u8>, env: Env<'_>) {
+        if is_planted(Bug::AttachAfterScan) {
+            (self.ring, through) =
+                env.store.attach(self.shard, env.options.ring_bytes, Arc::clone(env.sleeper));
+        }
+        // The scan read slots that writers changed meanwhile, none of them later than this.
+        self.consistent_at = env.store.head(self.shard);
+        assert!(self.consistent_at >= through && through >= self.seq_sent, "a shard's head went back");
+        ScanDone { through, consistent_at: self.consistent_at }.push(out, self.epoch);
+        self.seq_sent = through;
+        self.flow = Flow::Stream;
+        self.shown.cell.set_phase(Phase::CatchUp);
+    }
+
+    fn next_of_ring(&mut self, env: Env<'_>) -> Next {
+        let bytes_max = payload_size_max(&env.store.geometry(), env.options.stream_batch_bytes_max);
+        if is_planted(Bug::UnlatchBeforeDrain) && self.ring.is_latched() {
+            self.answer_overflow(env);
+            return Next::Frame;
+        }
+        if let Some((frame, carried)) = RingFrame::cut(&mut self.ring, bytes_max, self.seq_sent, self.epoch) {
+            self.seq_sent = carried.seq_last;
+            self.flow = Flow::Frame(frame);
+            let cell = &self.shown.cell;
+            cell.head_seq.store(carried.seq_last.0, Relaxed);
+            cell.bytes.fetch_add(carried.payload_bytes as u64, Relaxed);
+            env.links.totals.records_sent.fetch_add(carried.records, Relaxed);
+            return Next::Frame;
+        }
+        // The latch is looked at first: a set one says that all records before it are visible, so an
+        // empty ring is a drained one.
+        if self.ring.is_latched() && self.ring.is_empty() {
+            self.answer_overflow(env);
+            return Next::Frame;
+        }
+        Next::Nothing
+    }
+
+    /// Clears the latch and scans what the ring could not take.
+    fn answer_overflow(&mut self, env: Env<'_>) {
+        let through = env.store.rearm(self.shard, &self.ring);
+        env.links.totals.delta_scans_overflow.fetch_add(1, Relaxed);
+        if is_planted(Bug::OverflowIgnored) {
+            self.seq_sent = through;
+            return;
+        }
+        let since = if is_planted(Bug::ScanSinceHead) { env.store.head(self.shard) } else { self.seq_sent };
+        self.flow = Flow::Scan(ScanSender::new(env.store, self.shard, since, through, env.now));
+        self.consistent_at = Seq::MAX;
+        self.shown.cell.set_phase(Phase::Scan);
+    }
+
+    /// Takes an Ack.
+    pub(super) fn acked(&mut self, ack: Ack, env: Env<'_>) -> Result<(), LinkError> {
+        if ack.applied < self.seq_acked || ack.applied > self.seq_sent {
+            return Err(LinkError::AckSeq { found: ack.applied, acked: self.seq_acked, sent: self.seq_sent });
+        }
+        self.window.acked(ack.received_bytes)?;
+        let has_moved = ack.applied > self.seq_acked;
+        self.seq_acked = ack.applied;
+        if ack.applied >= self.consistent_at && !matches!(self.flow, Flow::Scan(_)) {
+            self.shown.cell.set_phase(Phase::Stream);
+        }
+        self.publish(env);
+        if has_moved {
+            env.links.notify_ack();
+        }
+        Ok(())
+    }
+
+    /// Takes a heartbeat.
+    pub(super) fn heartbeat(&mut self, _heartbeat: Heartbeat, env: Env<'_>) {
+        env.links.totals.heartbeats_received.fetch_add(1, Relaxed);
+        self.publish(env);
+    }
+
+    /// Appends our heartbeat.
+    pub(super) fn push_heartbeat(&mut self, out: &mut Vec<u8>, env: Env<'_>) {
+        let heartbeat = Heartbeat { seq: env.store.head(self.shard), unix_ms: env.now.unix_ms };
+        heartbeat.push(out, self.epoch);
+        env.links.totals.heartbeats_sent.fetch_add(1, Relaxed);
+        self.publish_lag(env);
+    }
+
+    fn publish(&mut self, env: Env<'_>) {
+        self.shown.cell.applied_seq.store(self.seq_acked.0, Relaxed);
+        self.shown.cell.last_io_unix_ms.store(env.now.unix_ms, Relaxed);
+        self.publish_lag(env);
+    }
+
+    /// Publishes what changes even while the follower is silent.
+    pub(super) fn publish_lag(&mut self, env: Env<'_>) {
+        let head = env.store.head(self.shard);
+        self.lag.sample(env.now.unix_ms, head);
+        let cell = &self.shown.cell;
+        cell.lag_ms.store(self.lag.lag_ms(env.now.unix_ms, self.seq_acked, head), Relaxed);
+        cell.ring_used.store(self.ring.used() as u64, Relaxed);
+    }
+}

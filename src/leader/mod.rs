@@ -1,0 +1,69 @@
+//! Floor 4: the leader's side of replication.
+//!
+//! [`link`] is one connection's state machine (no I/O, no clock of its own): it checks the Hello
+//! ([`hello`]), sends the scan ([`scan`]), then the ring ([`stream`]). [`pool`] is the thin shell of
+//! threads and sockets around many links; [`registry`] counts them.
+//!
+//! Memory per link, whatever the follower does: the ring, one scan batch, one receive buffer of
+//! [`link::RECEIVE_BUFFER_SIZE`] bytes, and what the kernel buffers for its socket.
+
+mod attached;
+mod hello;
+pub mod link;
+pub mod pool;
+pub mod registry;
+mod scan;
+mod stream;
+
+use std::time::Duration;
+
+pub use link::{Env, Link, LinkError};
+pub use pool::Leader;
+pub use registry::Registry;
+
+use crate::wire::frame::PAYLOAD_SIZE_MAX;
+
+/// How a leader serves its followers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Threads that drive links.
+    pub threads: usize,
+    /// How often each end says that it is alive.
+    pub heartbeat_interval: Duration,
+    /// A follower that was silent for this long is gone.
+    pub dead_after: Duration,
+    /// A connection that sent no Hello for this long is closed.
+    pub handshake_timeout: Duration,
+    /// Bytes of ring per link. When it is full a scan takes its place; nothing is lost.
+    pub ring_bytes: usize,
+    /// Scan payload that may be under way without an Ack.
+    pub ack_window_bytes_max: u64,
+    /// Payload of a scan batch; one record always fits.
+    pub scan_batch_bytes_max: usize,
+    /// Payload of a stream batch; one record always fits.
+    pub stream_batch_bytes_max: usize,
+    /// Followers of one shard; more are refused.
+    pub followers_per_shard_max: u16,
+    /// Connections that have not said Hello; more are closed at once.
+    pub pending_max: usize,
+    /// Where this node answers Redis clients; 0 = nowhere.
+    pub resp_port: u16,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            threads: 1,
+            heartbeat_interval: Duration::from_secs(1),
+            dead_after: Duration::from_secs(5),
+            handshake_timeout: Duration::from_secs(5),
+            ring_bytes: 4 << 20,
+            ack_window_bytes_max: 1 << 20,
+            scan_batch_bytes_max: 64 << 10,
+            stream_batch_bytes_max: PAYLOAD_SIZE_MAX,
+            followers_per_shard_max: 16,
+            pending_max: 64,
+            resp_port: 0,
+        }
+    }
+}

@@ -1,0 +1,449 @@
+//! The leader's threads: sockets, readiness and time around many links.
+//!
+//! A sender thread is in one of three gears. *Busy*: a link has more to send, go round again without
+//! pause. *Napping*: the last write is less than [`PARK_AFTER`] ago, so look again after a nap of
+//! [`NAP`]; writers pay nothing, and what they write meanwhile goes out in one frame. *Parked*: sleep
+//! until a socket, a deadline or the first write; that write pays one wake. A thread with nothing
+//! but heartbeats to send stays parked between them.
+//!
+//! A follower whose socket takes nothing costs its thread nothing: the socket says when it is
+//! writable again. Its ring fills and latches, and from then on costs its writers nothing either.
+//!
+//! Thread 0 accepts; connections go round robin to all threads. Threads are named `repl-send-N`; they
+//! end when the stop signal is set.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token, Waker};
+use parking_lot::Mutex;
+
+use crate::clock::Now;
+use crate::links::Links;
+use crate::ring::Sleeper;
+use crate::stop::Stop;
+use crate::store::Store;
+
+use super::link::{Env, Link, LinkError, Received, SendStop, Sent};
+use super::{Options, Registry};
+
+/// How long a thread naps after work.
+const NAP: Duration = Duration::from_micros(30);
+/// A thread that found nothing to do for this long parks.
+const PARK_AFTER: Duration = Duration::from_millis(1);
+/// The kernel rounds a nap up by this much.
+const TIMER_SLACK_NS: NonZeroU64 = NonZeroU64::new(1000).expect("not zero");
+/// Bytes that one link may send before the others have their turn.
+const SEND_BUDGET: usize = 256 * 1024;
+/// Receives of one link before the others have their turn.
+const RECEIVES_MAX: usize = 4;
+/// How often a busy thread looks at deadlines and publishes figures.
+const PASS_INTERVAL: Duration = Duration::from_millis(100);
+/// How soon accepting is tried again after the system refused it.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// At most one log line about bad peers in this time.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
+
+const TOKEN_LISTENER: Token = Token(usize::MAX - 1);
+const TOKEN_WAKER: Token = Token(usize::MAX);
+
+/// A leader that serves followers until it is stopped.
+#[derive(Debug)]
+pub struct Leader {
+    address: SocketAddr,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Leader {
+    /// Serves `store` to the followers that connect to `listener`, until `stop` is set.
+    pub fn start(
+        store: Arc<Store>,
+        listener: TcpListener,
+        options: Options,
+        links: Arc<Links>,
+        stop: Stop,
+    ) -> io::Result<Self> {
+        let address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let registry = Arc::new(Registry::new(
+            store.geometry().shard_count,
+            options.followers_per_shard_max,
+            options.pending_max,
+        ));
+        let shared = Shared { store, options, links, registry, stop };
+        let mut workers = (0..shared.options.threads.max(1))
+            .map(|_| Worker::new(shared.clone()))
+            .collect::<io::Result<Vec<_>>>()?;
+        let doors: Vec<Door> = workers.iter().map(|worker| worker.door.clone()).collect();
+        workers[0].listen(mio::net::TcpListener::from_std(listener), doors)?;
+        let mut leader = Self { address, threads: Vec::new() };
+        for (number, worker) in workers.into_iter().enumerate() {
+            let builder = std::thread::Builder::new().name(format!("repl-send-{number}"));
+            leader.threads.push(builder.spawn(move || worker.run())?);
+        }
+        Ok(leader)
+    }
+
+    /// Where followers connect.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits until all threads have ended; set the stop signal first.
+    pub fn join(self) {
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a replication thread of the leader has panicked");
+            }
+        }
+    }
+}
+
+/// What all threads share.
+#[derive(Clone)]
+struct Shared {
+    store: Arc<Store>,
+    options: Options,
+    links: Arc<Links>,
+    registry: Arc<Registry>,
+    stop: Stop,
+}
+
+/// The way into a thread, for the one that accepts.
+#[derive(Clone)]
+struct Door {
+    inbox: Arc<Mutex<Vec<Connection>>>,
+    waker: Arc<Waker>,
+}
+
+/// A link and its socket.
+struct Connection {
+    link: Link,
+    stream: TcpStream,
+    is_readable: bool,
+    is_writable: bool,
+    /// Something other than the ring may have made something to send.
+    is_send_due: bool,
+}
+
+struct Accepting {
+    listener: mio::net::TcpListener,
+    doors: Vec<Door>,
+    accepted: usize,
+    retry_at: Option<Duration>,
+}
+
+struct Worker {
+    shared: Shared,
+    sleeper: Arc<Sleeper>,
+    door: Door,
+    poll: Poll,
+    accepting: Option<Accepting>,
+    connections: Vec<Option<Connection>>,
+    complaints: Complaints,
+}
+
+/// What a round came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Work {
+    /// Nothing but upkeep.
+    None,
+    /// Something went out, and that was all of it.
+    Some,
+    /// There is more to do at once.
+    More,
+}
+
+impl Worker {
+    fn new(shared: Shared) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), TOKEN_WAKER)?);
+        let sleeper = Sleeper::new({
+            let waker = Arc::clone(&waker);
+            move || wake(&waker)
+        });
+        shared.stop.on_stop({
+            let waker = Arc::clone(&waker);
+            move || wake(&waker)
+        });
+        Ok(Self {
+            shared,
+            sleeper,
+            door: Door { inbox: Arc::default(), waker },
+            poll,
+            accepting: None,
+            connections: Vec::new(),
+            complaints: Complaints::default(),
+        })
+    }
+
+    fn listen(&mut self, mut listener: mio::net::TcpListener, doors: Vec<Door>) -> io::Result<()> {
+        self.poll.registry().register(&mut listener, TOKEN_LISTENER, Interest::READABLE)?;
+        self.accepting = Some(Accepting { listener, doors, accepted: 0, retry_at: None });
+        Ok(())
+    }
+
+    fn run(mut self) {
+        if let Err(error) = rustix::thread::set_current_timer_slack(Some(TIMER_SLACK_NS)) {
+            tracing::debug!(%error, "naps will be longer than asked for");
+        }
+        let mut events = Events::with_capacity(256);
+        let (mut worked_at, mut pass_at) = (Duration::ZERO, Duration::ZERO);
+        while !self.shared.stop.is_set() {
+            let now = self.shared.store.clock().now();
+            if now.monotonic >= pass_at {
+                pass_at = now.monotonic + PASS_INTERVAL;
+                self.pass(now);
+            }
+            let work = self.round(now);
+            if work > Work::None {
+                worked_at = now.monotonic;
+            }
+            let is_quiet = now.monotonic.saturating_sub(worked_at) >= PARK_AFTER;
+            let mut timeout = Duration::ZERO;
+            if work == Work::None && is_quiet {
+                // Announce, then look once more: a write before the announcement is seen here, one
+                // after it wakes us.
+                self.sleeper.announce();
+                let deadline = self.deadline();
+                if !self.has_ring_work() {
+                    timeout = deadline.saturating_sub(now.monotonic);
+                }
+                pass_at = deadline;
+            } else {
+                pass_at = pass_at.min(now.monotonic + PASS_INTERVAL);
+                if work < Work::More {
+                    std::thread::sleep(NAP);
+                }
+            }
+            if let Err(error) = self.poll.poll(&mut events, Some(timeout))
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                tracing::error!(%error, "poll: replication stops");
+                break;
+            }
+            self.sleeper.awake();
+            if self.take_events(&events) {
+                worked_at = self.shared.store.clock().monotonic();
+            }
+        }
+        // What writers pushed before the stop still goes out, as far as sockets take it.
+        self.round(self.shared.store.clock().now());
+    }
+
+    /// Notes what is ready; says whether a writer woke us.
+    fn take_events(&mut self, events: &Events) -> bool {
+        let mut was_woken = false;
+        for event in events {
+            match event.token() {
+                TOKEN_WAKER => was_woken = true,
+                TOKEN_LISTENER => {
+                    if let Some(accepting) = &mut self.accepting {
+                        accepting.retry_at = Some(Duration::ZERO);
+                    }
+                }
+                Token(index) => {
+                    if let Some(Some(connection)) = self.connections.get_mut(index) {
+                        connection.is_readable |= event.is_readable() || event.is_error();
+                        connection.is_writable |= event.is_writable();
+                    }
+                }
+            }
+        }
+        was_woken
+    }
+
+    /// One turn for every link that has something to do.
+    fn round(&mut self, now: Now) -> Work {
+        self.accept(now);
+        self.take_inbox();
+        let env = self.shared.env(&self.sleeper, now);
+        let mut work = Work::None;
+        for place in &mut self.connections {
+            let Some(connection) = place else { continue };
+            match connection.turn(env) {
+                Ok(done) => work = work.max(done),
+                Err(error) => {
+                    self.complaints.link_ended(&connection.link, &error, env);
+                    // Dropping the stream takes it out of the poll, too.
+                    *place = None;
+                }
+            }
+        }
+        work
+    }
+
+    /// Deadlines, heartbeats and figures of all links.
+    fn pass(&mut self, now: Now) {
+        let env = self.shared.env(&self.sleeper, now);
+        for place in &mut self.connections {
+            let Some(connection) = place else { continue };
+            connection.is_send_due = true;
+            connection.link.publish(env);
+            if let Err(error) = connection.link.check_deadlines(env) {
+                self.complaints.link_ended(&connection.link, &error, env);
+                *place = None;
+            }
+        }
+    }
+
+    /// When the next pass is due if nothing else happens.
+    fn deadline(&self) -> Duration {
+        let of_links = self
+            .connections
+            .iter()
+            .flatten()
+            .map(|connection| connection.link.deadline(&self.shared.options))
+            .min();
+        let of_accepting = self.accepting.as_ref().and_then(|accepting| accepting.retry_at);
+        // With no link at all there is nothing to wait for but sockets and the stop signal.
+        of_links.into_iter().chain(of_accepting).min().unwrap_or(Duration::MAX / 2)
+    }
+
+    fn has_ring_work(&self) -> bool {
+        let is_ready = |connection: &Connection| connection.is_writable && connection.link.has_ring_work();
+        self.connections.iter().flatten().any(is_ready)
+    }
+
+    fn take_inbox(&mut self) {
+        if self.shared.options.threads <= 1 {
+            return;
+        }
+        let arrived = std::mem::take(&mut *self.door.inbox.lock());
+        for connection in arrived {
+            self.add(connection);
+        }
+    }
+
+    fn add(&mut self, mut connection: Connection) {
+        let index = self.connections.iter().position(Option::is_none).unwrap_or(self.connections.len());
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = self.poll.registry().register(&mut connection.stream, Token(index), interest) {
+            tracing::warn!(peer = %connection.link.peer(), %error, "connection cannot be polled");
+            return;
+        }
+        if index == self.connections.len() {
+            self.connections.push(None);
+        }
+        self.connections[index] = Some(connection);
+    }
+
+    fn accept(&mut self, now: Now) {
+        let Some(mut accepting) = self.accepting.take() else { return };
+        while accepting.retry_at.is_some_and(|at| now.monotonic >= at) {
+            match accepting.listener.accept() {
+                Ok((stream, peer)) => {
+                    let Some(connection) = self.shared.connection(stream, peer, now) else { continue };
+                    let door = &accepting.doors[accepting.accepted % accepting.doors.len()];
+                    accepting.accepted += 1;
+                    if Arc::ptr_eq(&door.inbox, &self.door.inbox) {
+                        self.add(connection);
+                    } else {
+                        door.inbox.lock().push(connection);
+                        wake(&door.waker);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => accepting.retry_at = None,
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a follower");
+                    accepting.retry_at = Some(now.monotonic + ACCEPT_RETRY);
+                }
+            }
+        }
+        self.accepting = Some(accepting);
+    }
+}
+
+impl Shared {
+    fn env<'a>(&'a self, sleeper: &'a Arc<Sleeper>, now: Now) -> Env<'a> {
+        Env {
+            store: &self.store,
+            options: &self.options,
+            links: &self.links,
+            registry: &self.registry,
+            sleeper,
+            now,
+        }
+    }
+
+    fn connection(&self, stream: TcpStream, peer: SocketAddr, now: Now) -> Option<Connection> {
+        let Some(seat) = self.registry.pending_seat() else {
+            tracing::debug!(%peer, "too many connections without a Hello: closed");
+            return None;
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%peer, %error, "no TCP_NODELAY");
+        }
+        let link = Link::new(peer, seat, &self.options, now);
+        Some(Connection { link, stream, is_readable: true, is_writable: true, is_send_due: false })
+    }
+}
+
+impl Connection {
+    fn turn(&mut self, env: Env<'_>) -> Result<Work, LinkError> {
+        for _ in 0..RECEIVES_MAX {
+            if !self.is_readable {
+                break;
+            }
+            self.is_readable = self.link.receive(&mut self.stream, env)? == Received::More;
+            self.is_send_due = true;
+        }
+        let mut work = if self.is_readable { Work::More } else { Work::None };
+        let has_ring_work = self.link.has_ring_work();
+        if self.is_writable && (self.is_send_due || has_ring_work) {
+            let Sent { stop, has_records } = self.link.send(&mut self.stream, SEND_BUDGET, env)?;
+            self.is_send_due = stop == SendStop::More;
+            self.is_writable = stop != SendStop::Blocked;
+            work = work.max(match stop {
+                SendStop::More => Work::More,
+                SendStop::Nothing | SendStop::Blocked if has_records => Work::Some,
+                SendStop::Nothing | SendStop::Blocked => Work::None,
+            });
+        }
+        Ok(work)
+    }
+}
+
+/// Says why links end, without letting a bad peer fill the log.
+#[derive(Default)]
+struct Complaints {
+    next_at: Duration,
+    suppressed: u64,
+}
+
+impl Complaints {
+    fn link_ended(&mut self, link: &Link, error: &LinkError, env: Env<'_>) {
+        use std::sync::atomic::Ordering::Relaxed;
+        let (peer, shard) = (link.peer(), link.shard());
+        if matches!(error, LinkError::Probed) || (shard.is_none() && matches!(error, LinkError::Closed)) {
+            // A probe, or a port check that connects and leaves.
+            return;
+        }
+        if error.is_protocol() {
+            env.links.totals.protocol_errors.fetch_add(1, Relaxed);
+        }
+        if let Some(shard) = shard {
+            tracing::info!(%peer, shard, "link ended: {error}");
+            return;
+        }
+        if env.now.monotonic < self.next_at {
+            self.suppressed += 1;
+            return;
+        }
+        tracing::warn!(%peer, suppressed = self.suppressed, "connection closed: {error}");
+        self.suppressed = 0;
+        self.next_at = env.now.monotonic + COMPLAINT_INTERVAL;
+    }
+}
+
+fn wake(waker: &Waker) {
+    if let Err(error) = waker.wake() {
+        tracing::error!(%error, "a replication thread cannot be woken");
+    }
+}

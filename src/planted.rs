@@ -1,0 +1,62 @@
+//! Faults on purpose, to prove that the tests can fail. Without the feature `planted-bugs` every
+//! question is answered "no" at compile time and nothing of this is left.
+//!
+//! A bug is planted for the current thread only, so that tests may run side by side.
+
+/// A fault that a test can plant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    /// The ring is attached, and the watermark taken, after the scan instead of before it.
+    AttachAfterScan,
+    /// The latch is cleared while the ring still holds records.
+    UnlatchBeforeDrain,
+    /// The scan after an overflow begins at the head instead of the last seq sent.
+    ScanSinceHead,
+    /// The follower calls itself consistent as soon as the scan is through.
+    ConsistentAtOnce,
+    /// The follower does not note that it is inside a scan.
+    ScanNotNoted,
+    /// An overflow is forgotten: the latch is cleared and no scan follows.
+    OverflowIgnored,
+    /// A sender forgets that a part of a frame is out.
+    HalfFrameForgotten,
+    /// The follower sets its watermark with the first batch of a scan.
+    WatermarkTooEarly,
+    /// The follower applies an image whatever seq its slot has.
+    StaleImageApplied,
+    /// Applying an image leaves the slot's former key in the index.
+    FormerKeyKept,
+}
+
+#[cfg(feature = "planted-bugs")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a bug for this thread, or none.
+#[cfg(feature = "planted-bugs")]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}
+
+/// Whether this bug is planted here.
+#[cfg(feature = "planted-bugs")]
+#[must_use]
+pub fn is_planted(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// Whether any bug is planted for this thread.
+#[cfg(feature = "planted-bugs")]
+#[must_use]
+pub fn is_any_planted() -> bool {
+    PLANTED.get().is_some()
+}
+
+/// Whether this bug is planted here: never.
+#[cfg(not(feature = "planted-bugs"))]
+#[inline(always)]
+#[must_use]
+pub const fn is_planted(_bug: Bug) -> bool {
+    false
+}

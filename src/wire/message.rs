@@ -1,0 +1,542 @@
+//! Messages: what a control frame's payload says. The table of all of them is in [`crate::wire`].
+//!
+//! Each type reads itself from a checked frame and appends itself as a frame. Reading allocates
+//! only for the lists and texts that a payload really holds. Little-endian; offsets are in the
+//! payload; the sender's epoch is in the frame's header.
+//!
+//! | Hello offset | size | field           | meaning                                                    |
+//! |-------------:|-----:|-----------------|------------------------------------------------------------|
+//! |            0 |    2 | version_min     | oldest protocol version the follower speaks                |
+//! |            2 |    2 | version_max     | newest one; a later version may append fields to Hello     |
+//! |            4 |    2 | shard           | [`SHARD_PROBE`] = "tell me your geometry"                  |
+//! |            6 |    2 | resp_port       | where the follower answers Redis clients; 0 = nowhere      |
+//! |            8 |    8 | geometry        | shard count, key size, value size, shard prefix bits; zeros = none yet |
+//! |           16 |   16 | store_id        | nil = none yet                                             |
+//! |           32 |   16 | follower_id     | names the follower in figures                              |
+//! |           48 |    8 | watermark_epoch | epoch of the watermark                                     |
+//! |           56 |    8 | watermark_seq   | everything up to here is held; 0 = nothing is              |
+//! |           64 |    4 | flags           | bit 0: some slots are newer than the watermark (a scan was cut off) |
+//! |           68 |    4 | reserved        | 0                                                          |
+//!
+//! | Welcome offset | size | field               | meaning                                              |
+//! |---------------:|-----:|---------------------|------------------------------------------------------|
+//! |              0 |    2 | version             | the version both speak from now on                   |
+//! |              2 |    2 | shard               | as in Hello                                          |
+//! |              4 |    2 | resp_port           | where the leader answers Redis clients; 0 = nowhere  |
+//! |              6 |    2 | term_count          | entries of the lineage, at most [`TERMS_MAX`]        |
+//! |              8 |    8 | geometry            | as in Hello                                          |
+//! |             16 |   16 | store_id            |                                                      |
+//! |             32 |    8 | since               | the scan sends slots above this seq; 0 = a full scan |
+//! |             40 |    8 | head                | the shard's seq when the ring was attached           |
+//! |             48 |    8 | slots_formatted     | slots a full scan looks at                           |
+//! |             56 |    8 | records             | live records                                         |
+//! |             64 |    4 | heartbeat_ms        | the leader's heartbeat interval                      |
+//! |             68 |    4 | reserved            | 0                                                    |
+//! |             72 | 16 n | lineage             | epoch u64, first seq u64; oldest first               |
+//!
+//! | message   | payload                                                                                      |
+//! |-----------|----------------------------------------------------------------------------------------------|
+//! | Refuse    | code u16 ([`RefuseCode`]), then a sentence in UTF-8, at most [`REFUSE_TEXT_SIZE_MAX`] bytes   |
+//! | ScanDone  | through u64, consistent_at u64                                                               |
+//! | Ack       | received u64, applied u64, durable u64, received_bytes u64                                   |
+//! | Heartbeat | seq u64, unix_ms u64                                                                         |
+
+use uuid::Uuid;
+
+use super::frame::{Frame, Kind, push_frame};
+use crate::slot::{Geometry, GeometryError, Seq};
+
+/// The protocol version that this code speaks.
+pub const VERSION: u16 = 1;
+/// A Hello for this shard asks for the leader's geometry only.
+pub const SHARD_PROBE: u16 = 0xFFFF;
+/// Most bytes of a refusal's sentence.
+pub const REFUSE_TEXT_SIZE_MAX: usize = 512;
+/// Most terms of a lineage in a Welcome.
+pub const TERMS_MAX: usize = 1024;
+
+const HELLO_SIZE: usize = 72;
+const WELCOME_SIZE: usize = 72;
+const TERM_SIZE: usize = 16;
+const FLAG_INSIDE_SCAN: u32 = 1;
+
+/// Why a checked frame's payload is not the message it should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// The payload has another size.
+    #[error("{kind:?} has {found} bytes of payload, wanted {wanted}")]
+    Size {
+        /// Which message.
+        kind: Kind,
+        /// Bytes there.
+        found: usize,
+        /// Bytes it should have.
+        wanted: usize,
+    },
+    /// The peer speaks no version that this code speaks.
+    #[error("peer speaks protocol versions {min} to {max}, this is version {VERSION}")]
+    Version {
+        /// Oldest version the peer speaks.
+        min: u16,
+        /// Newest one.
+        max: u16,
+    },
+    /// A seq above the largest there is.
+    #[error("{kind:?} names seq {found}, more than a seq can be")]
+    Seq {
+        /// Which message.
+        kind: Kind,
+        /// What it said.
+        found: u64,
+    },
+    /// Sizes that no store can have.
+    #[error("{0}")]
+    Geometry(#[from] GeometryError),
+    /// The lineage is empty, too long or not in order.
+    #[error("lineage is empty, too long or not in order")]
+    Lineage,
+}
+
+/// Follower -> leader. Who the follower is, what it holds, what it wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// Oldest protocol version the follower speaks.
+    pub version_min: u16,
+    /// Newest protocol version the follower speaks.
+    pub version_max: u16,
+    /// The shard it wants, or [`SHARD_PROBE`].
+    pub shard: u16,
+    /// Where it answers Redis clients; 0 = nowhere.
+    pub resp_port: u16,
+    /// Its store's sizes; `None` = it has no store yet.
+    pub geometry: Option<Geometry>,
+    /// Its store's identity; nil = none yet.
+    pub store_id: Uuid,
+    /// Names the follower in figures.
+    pub follower_id: Uuid,
+    /// The newest epoch it has heard of.
+    pub epoch: u64,
+    /// Epoch of its watermark.
+    pub watermark_epoch: u64,
+    /// Its watermark; zero = it holds nothing.
+    pub watermark_seq: Seq,
+    /// Some of its slots are newer than the watermark: a scan was cut off.
+    pub is_inside_scan: bool,
+}
+
+/// Leader -> follower. The Hello is fine; the scan begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Welcome {
+    /// The version both speak from now on.
+    pub version: u16,
+    /// As in Hello.
+    pub shard: u16,
+    /// Where the leader answers Redis clients; 0 = nowhere.
+    pub resp_port: u16,
+    /// The leader's sizes.
+    pub geometry: Geometry,
+    /// The leader's store.
+    pub store_id: Uuid,
+    /// The leader's epoch.
+    pub epoch: u64,
+    /// The scan sends slots above this seq; zero = a full scan.
+    pub since: Seq,
+    /// The shard's seq when the ring was attached.
+    pub head: Seq,
+    /// Slots that a full scan looks at.
+    pub slots_formatted: u64,
+    /// Live records.
+    pub records: u64,
+    /// The leader's heartbeat interval in milliseconds.
+    pub heartbeat_ms: u32,
+    /// Terms that the shard has lived through, oldest first, as (epoch, first seq).
+    pub lineage: Vec<(u64, Seq)>,
+}
+
+/// Why a leader refuses. Codes below 256 are permanent: trying again changes nothing until somebody acts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RefuseCode {
+    /// No protocol version in common.
+    Version,
+    /// The Hello itself is wrong.
+    Malformed,
+    /// The follower's data came from another store.
+    ForeignStore,
+    /// The follower's sizes are not the leader's.
+    Geometry,
+    /// The leader has no such shard.
+    Shard,
+    /// The follower holds changes that the leader does not have.
+    FollowerAhead,
+    /// The follower has heard of a newer epoch than the leader's.
+    OldEpoch,
+    /// The shard has as many followers as it may have.
+    TooManyFollowers,
+    /// The node is no leader, or no more.
+    NotLeader,
+    /// A code of a later version.
+    Other(u16),
+}
+
+const FIRST_TEMPORARY_CODE: u16 = 256;
+
+impl RefuseCode {
+    /// The code on the wire.
+    #[must_use]
+    pub fn to_u16(self) -> u16 {
+        match self {
+            Self::Version => 1,
+            Self::Malformed => 2,
+            Self::ForeignStore => 3,
+            Self::Geometry => 4,
+            Self::Shard => 5,
+            Self::FollowerAhead => 6,
+            Self::OldEpoch => 7,
+            Self::TooManyFollowers => FIRST_TEMPORARY_CODE,
+            Self::NotLeader => FIRST_TEMPORARY_CODE + 1,
+            Self::Other(code) => code,
+        }
+    }
+
+    /// Reads a code from the wire.
+    #[must_use]
+    pub fn from_u16(code: u16) -> Self {
+        match code {
+            1 => Self::Version,
+            2 => Self::Malformed,
+            3 => Self::ForeignStore,
+            4 => Self::Geometry,
+            5 => Self::Shard,
+            6 => Self::FollowerAhead,
+            7 => Self::OldEpoch,
+            FIRST_TEMPORARY_CODE => Self::TooManyFollowers,
+            257 => Self::NotLeader,
+            code => Self::Other(code),
+        }
+    }
+
+    /// Whether trying again changes nothing until somebody acts.
+    #[must_use]
+    pub fn is_permanent(self) -> bool {
+        self.to_u16() < FIRST_TEMPORARY_CODE
+    }
+}
+
+/// Leader -> follower. The Hello is not fine; the leader closes after this.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refuse {
+    /// What is wrong.
+    pub code: RefuseCode,
+    /// What is wrong, for people.
+    pub text: String,
+}
+
+/// Leader -> follower. The scan is through; records of the stream follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScanDone {
+    /// Everything up to here has been sent; the stream goes on with the next seq.
+    pub through: Seq,
+    /// The scan may have carried changes up to here: only from here on is the follower's state a prefix.
+    pub consistent_at: Seq,
+}
+
+/// Follower -> leader. How far the follower is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Ack {
+    /// Everything up to here has arrived.
+    pub received: Seq,
+    /// Everything up to here can be read.
+    pub applied: Seq,
+    /// Everything up to here survives a power cut; zero = nothing is promised.
+    pub durable: Seq,
+    /// Payload bytes of scan batches applied on this link so far; opens the scan's window.
+    pub received_bytes: u64,
+}
+
+/// Both directions. The sender is alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// The leader's head, the follower's watermark.
+    pub seq: Seq,
+    /// The sender's clock, Unix milliseconds.
+    pub unix_ms: u64,
+}
+
+impl Hello {
+    /// Appends the message as a frame.
+    pub fn push(&self, target: &mut Vec<u8>) {
+        push_frame(target, Kind::Hello, self.epoch, |out| {
+            let start = out.len();
+            for half in [self.version_min, self.version_max, self.shard, self.resp_port] {
+                out.extend_from_slice(&half.to_le_bytes());
+            }
+            push_geometry(out, self.geometry.as_ref());
+            out.extend_from_slice(self.store_id.as_bytes());
+            out.extend_from_slice(self.follower_id.as_bytes());
+            out.extend_from_slice(&self.watermark_epoch.to_le_bytes());
+            out.extend_from_slice(&self.watermark_seq.0.to_le_bytes());
+            let flags = if self.is_inside_scan { FLAG_INSIDE_SCAN } else { 0 };
+            out.extend_from_slice(&flags.to_le_bytes());
+            out.extend_from_slice(&0_u32.to_le_bytes());
+            assert_eq!(out.len() - start, HELLO_SIZE, "Hello's size");
+        });
+    }
+
+    /// Reads a Hello. The versions are checked before anything that a version may change.
+    pub fn read(frame: &Frame<'_>) -> Result<Self, MessageError> {
+        let mut fields = Fields::new(frame);
+        let (version_min, version_max) = (fields.u16()?, fields.u16()?);
+        if version_min > VERSION || version_max < VERSION {
+            return Err(MessageError::Version { min: version_min, max: version_max });
+        }
+        let (shard, resp_port) = (fields.u16()?, fields.u16()?);
+        let hello = Self {
+            version_min,
+            version_max,
+            shard,
+            resp_port,
+            geometry: fields.geometry()?,
+            store_id: fields.uuid()?,
+            follower_id: fields.uuid()?,
+            epoch: frame.epoch,
+            watermark_epoch: fields.u64()?,
+            watermark_seq: fields.seq()?,
+            is_inside_scan: fields.u32()? & FLAG_INSIDE_SCAN != 0,
+        };
+        fields.u32()?;
+        if version_max == VERSION {
+            fields.end()?;
+        }
+        Ok(hello)
+    }
+}
+
+impl Welcome {
+    /// Appends the message as a frame.
+    pub fn push(&self, target: &mut Vec<u8>) {
+        assert!(!self.lineage.is_empty(), "a lineage is never empty");
+        // Of a longer lineage the newest terms are what a follower can still be in.
+        let terms = &self.lineage[self.lineage.len().saturating_sub(TERMS_MAX)..];
+        let term_count = u16::try_from(terms.len()).unwrap_or_else(|_| unreachable!("at most TERMS_MAX"));
+        push_frame(target, Kind::Welcome, self.epoch, |out| {
+            let start = out.len();
+            for half in [self.version, self.shard, self.resp_port, term_count] {
+                out.extend_from_slice(&half.to_le_bytes());
+            }
+            push_geometry(out, Some(&self.geometry));
+            out.extend_from_slice(self.store_id.as_bytes());
+            for word in [self.since.0, self.head.0, self.slots_formatted, self.records] {
+                out.extend_from_slice(&word.to_le_bytes());
+            }
+            out.extend_from_slice(&self.heartbeat_ms.to_le_bytes());
+            out.extend_from_slice(&0_u32.to_le_bytes());
+            assert_eq!(out.len() - start, WELCOME_SIZE, "Welcome's fixed size");
+            for (epoch, first_seq) in terms {
+                out.extend_from_slice(&epoch.to_le_bytes());
+                out.extend_from_slice(&first_seq.0.to_le_bytes());
+            }
+        });
+    }
+
+    /// Reads a Welcome.
+    pub fn read(frame: &Frame<'_>) -> Result<Self, MessageError> {
+        let mut fields = Fields::new(frame);
+        let version = fields.u16()?;
+        if version != VERSION {
+            return Err(MessageError::Version { min: version, max: version });
+        }
+        let (shard, resp_port, term_count) = (fields.u16()?, fields.u16()?, fields.u16()?);
+        let geometry = fields.geometry()?.ok_or(GeometryError::ShardCount { found: 0 })?;
+        let store_id = fields.uuid()?;
+        let (since, head) = (fields.seq()?, fields.seq()?);
+        let (slots_formatted, records, heartbeat_ms) = (fields.u64()?, fields.u64()?, fields.u32()?);
+        fields.u32()?;
+        let left = fields.rest.len();
+        if term_count == 0 || usize::from(term_count) > TERMS_MAX {
+            return Err(MessageError::Lineage);
+        }
+        if left != usize::from(term_count) * TERM_SIZE {
+            return Err(fields.size_error(WELCOME_SIZE + usize::from(term_count) * TERM_SIZE));
+        }
+        let mut lineage = Vec::with_capacity(usize::from(term_count));
+        for _ in 0..term_count {
+            lineage.push((fields.u64()?, fields.seq()?));
+        }
+        if !lineage.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1) {
+            return Err(MessageError::Lineage);
+        }
+        Ok(Self {
+            version,
+            shard,
+            resp_port,
+            geometry,
+            store_id,
+            epoch: frame.epoch,
+            since,
+            head,
+            slots_formatted,
+            records,
+            heartbeat_ms,
+            lineage,
+        })
+    }
+}
+
+impl Refuse {
+    /// Appends the message as a frame; a long text is cut.
+    pub fn push(&self, target: &mut Vec<u8>, epoch: u64) {
+        let cut = self.text.floor_char_boundary(REFUSE_TEXT_SIZE_MAX);
+        push_frame(target, Kind::Refuse, epoch, |out| {
+            out.extend_from_slice(&self.code.to_u16().to_le_bytes());
+            out.extend_from_slice(&self.text.as_bytes()[..cut]);
+        });
+    }
+
+    /// Reads a Refuse. Control characters do not reach our logs.
+    pub fn read(frame: &Frame<'_>) -> Result<Self, MessageError> {
+        let mut fields = Fields::new(frame);
+        let code = RefuseCode::from_u16(fields.u16()?);
+        if fields.rest.len() > REFUSE_TEXT_SIZE_MAX {
+            return Err(fields.size_error(size_of::<u16>() + REFUSE_TEXT_SIZE_MAX));
+        }
+        let text = String::from_utf8_lossy(fields.rest).chars().filter(|c| !c.is_control()).collect();
+        Ok(Self { code, text })
+    }
+}
+
+impl ScanDone {
+    /// Appends the message as a frame.
+    pub fn push(&self, target: &mut Vec<u8>, epoch: u64) {
+        push_words(target, Kind::ScanDone, epoch, [self.through.0, self.consistent_at.0]);
+    }
+
+    /// Reads a ScanDone.
+    pub fn read(frame: &Frame<'_>) -> Result<Self, MessageError> {
+        let mut fields = Fields::new(frame);
+        let message = Self { through: fields.seq()?, consistent_at: fields.seq()? };
+        fields.end().map(|()| message)
+    }
+}
+
+impl Ack {
+    /// Appends the message as a frame.
+    pub fn push(&self, target: &mut Vec<u8>, epoch: u64) {
+        let words = [self.received.0, self.applied.0, self.durable.0, self.received_bytes];
+        push_words(target, Kind::Ack, epoch, words);
+    }
+
+    /// Reads an Ack.
+    pub fn read(frame: &Frame<'_>) -> Result<Self, MessageError> {
+        let mut fields = Fields::new(frame);
+        let message = Self {
+            received: fields.seq()?,
+            applied: fields.seq()?,
+            durable: fields.seq()?,
+            received_bytes: fields.u64()?,
+        };
+        fields.end().map(|()| message)
+    }
+}
+
+impl Heartbeat {
+    /// Appends the message as a frame.
+    pub fn push(&self, target: &mut Vec<u8>, epoch: u64) {
+        push_words(target, Kind::Heartbeat, epoch, [self.seq.0, self.unix_ms]);
+    }
+
+    /// Reads a Heartbeat.
+    pub fn read(frame: &Frame<'_>) -> Result<Self, MessageError> {
+        let mut fields = Fields::new(frame);
+        let message = Self { seq: fields.seq()?, unix_ms: fields.u64()? };
+        fields.end().map(|()| message)
+    }
+}
+
+fn push_words<const N: usize>(target: &mut Vec<u8>, kind: Kind, epoch: u64, words: [u64; N]) {
+    push_frame(target, kind, epoch, |out| {
+        for word in words {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+    });
+}
+
+fn push_geometry(out: &mut Vec<u8>, geometry: Option<&Geometry>) {
+    let halves = geometry.map_or([0; 4], |geometry| {
+        [geometry.shard_count, geometry.key_size_max, geometry.value_size_max, geometry.shard_prefix_bits]
+    });
+    for half in halves {
+        out.extend_from_slice(&half.to_le_bytes());
+    }
+}
+
+/// A payload's fields, taken one by one.
+struct Fields<'a> {
+    kind: Kind,
+    payload_len: usize,
+    rest: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    fn new(frame: &Frame<'a>) -> Self {
+        Self { kind: frame.kind, payload_len: frame.payload.len(), rest: frame.payload }
+    }
+
+    fn size_error(&self, wanted: usize) -> MessageError {
+        MessageError::Size { kind: self.kind, found: self.payload_len, wanted }
+    }
+
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], MessageError> {
+        let Some((field, rest)) = self.rest.split_first_chunk::<N>() else {
+            let taken = self.payload_len - self.rest.len();
+            return Err(self.size_error(taken + N));
+        };
+        self.rest = rest;
+        Ok(*field)
+    }
+
+    fn u16(&mut self) -> Result<u16, MessageError> {
+        self.take().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, MessageError> {
+        self.take().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, MessageError> {
+        self.take().map(u64::from_le_bytes)
+    }
+
+    fn seq(&mut self) -> Result<Seq, MessageError> {
+        let found = self.u64()?;
+        if found > Seq::MAX.0 {
+            return Err(MessageError::Seq { kind: self.kind, found });
+        }
+        Ok(Seq(found))
+    }
+
+    fn uuid(&mut self) -> Result<Uuid, MessageError> {
+        self.take().map(Uuid::from_bytes)
+    }
+
+    /// `None` for zeros.
+    fn geometry(&mut self) -> Result<Option<Geometry>, MessageError> {
+        let geometry = Geometry {
+            shard_count: self.u16()?,
+            key_size_max: self.u16()?,
+            value_size_max: self.u16()?,
+            shard_prefix_bits: self.u16()?,
+        };
+        if geometry.shard_count == 0 && geometry.key_size_max == 0 && geometry.value_size_max == 0 {
+            return Ok(None);
+        }
+        geometry.check()?;
+        Ok(Some(geometry))
+    }
+
+    fn end(&self) -> Result<(), MessageError> {
+        if self.rest.is_empty() {
+            return Ok(());
+        }
+        Err(self.size_error(self.payload_len - self.rest.len()))
+    }
+}

@@ -1,0 +1,55 @@
+//! Floor 2: what travels between a leader and a follower, byte by byte.
+//!
+//! One connection per shard and follower. [`frame`] cuts the byte stream into checked frames,
+//! [`message`] gives them meaning, [`transport`] is all that a link needs of a socket. Nothing here
+//! waits, reads a clock, or keeps state beyond one half-received frame.
+//!
+//! | message   | direction          | when                                                          |
+//! |-----------|--------------------|---------------------------------------------------------------|
+//! | Hello     | follower -> leader | first; who I am, what I hold                                  |
+//! | Welcome   | leader -> follower | Hello is fine; where the scan begins                          |
+//! | Refuse    | leader -> follower | Hello is not fine; the leader closes after it                 |
+//! | SlotBatch | leader -> follower | records of a scan (flag SCAN) or of the stream (flag STREAM)  |
+//! | ScanDone  | leader -> follower | the scan is through                                           |
+//! | Ack       | follower -> leader | how far the follower is; also opens the scan's window         |
+//! | Heartbeat | both               | every heartbeat interval, whatever else is sent               |
+//!
+//! ```text
+//! follower                                            leader
+//!    | preamble, Hello{store, shard, watermark W} ------> |
+//!    |                                                    | ring attached at S0, both under the shard lock
+//!    | <--------------- Welcome{since W, head S0, ...}    |
+//!    | <--------------- SlotBatch SCAN (slots with seq > W), as the Ack window allows
+//!    | Ack{received_bytes} -----------------------------> |
+//!    | <--------------- ScanDone{through S0, consistent_at E}
+//!    | <--------------- SlotBatch STREAM (S0+1, S0+2, ...)
+//!    | Ack{applied} ------------------------------------> |
+//!    |                         ring overflows after seq L |
+//!    | <--------------- SlotBatch STREAM (... L)          | what the ring still held
+//!    |                                                    | latch cleared at S1 under the shard lock
+//!    | <--------------- SlotBatch SCAN (slots with seq > L)
+//!    | <--------------- ScanDone{through S1, consistent_at E1}
+//!    | <--------------- SlotBatch STREAM (S1+1, ...)
+//! ```
+
+pub mod frame;
+pub mod message;
+pub mod outbox;
+#[cfg(test)]
+mod tests;
+pub mod transport;
+
+pub use frame::{Frame, FrameDecoder, FrameError, FrameHeader, Kind};
+pub use message::{Ack, Heartbeat, Hello, MessageError, Refuse, RefuseCode, ScanDone, Welcome};
+pub use outbox::Outbox;
+pub use transport::Transport;
+
+use std::time::Duration;
+
+/// When the next heartbeat is due: at a multiple of the interval, so that all links of a thread beat
+/// together and an idle thread wakes once for all of them.
+pub(crate) fn next_beat(now: Duration, interval: Duration) -> Duration {
+    let interval_ns = interval.as_nanos().max(1);
+    let next_ns = (now.as_nanos() / interval_ns + 1) * interval_ns;
+    Duration::from_nanos(u64::try_from(next_ns).unwrap_or(u64::MAX))
+}
