@@ -1,0 +1,53 @@
+//! Proof that the simulator can fail: each planted bug must be found within a few hundred seeds.
+//!
+//! `cargo test --features planted-bugs --test sim -- planted`
+
+use std::sync::Once;
+
+use slotstream::planted::{Bug, is_any_planted, plant};
+
+use crate::try_run;
+
+const SEEDS_MAX: u64 = 500;
+
+/// A run that fails with a planted bug is a success; only other failures are worth a line.
+fn silence_wanted_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !is_any_planted() {
+                usual(info);
+            }
+        }));
+    });
+}
+
+fn assert_found(bug: Bug) {
+    silence_wanted_panics();
+    plant(Some(bug));
+    let found = (0..SEEDS_MAX).find_map(|seed| try_run(seed).err().map(|failure| (seed, failure)));
+    plant(None);
+    let Some((seed, failure)) = found else { panic!("{bug:?} was not found in {SEEDS_MAX} seeds") };
+    let text = failure.downcast_ref::<String>().map_or("(no text)", String::as_str);
+    println!("{bug:?} found by seed {seed}: {text}");
+}
+
+macro_rules! planted {
+    ($($name:ident: $bug:ident,)*) => {
+        $(#[test] fn $name() { assert_found(Bug::$bug); })*
+    };
+}
+
+planted! {
+    ring_attached_after_the_scan: AttachAfterScan,
+    latch_cleared_before_the_ring_is_drained: UnlatchBeforeDrain,
+    scan_begins_at_the_head: ScanSinceHead,
+    overflow_is_forgotten: OverflowIgnored,
+    follower_is_consistent_at_once: ConsistentAtOnce,
+    scan_is_not_noted: ScanNotNoted,
+    stale_image_is_applied: StaleImageApplied,
+    former_key_is_kept: FormerKeyKept,
+    half_frame_is_forgotten: HalfFrameForgotten,
+    watermark_is_set_before_the_scan_is_through: WatermarkTooEarly,
+}

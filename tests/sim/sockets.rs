@@ -1,0 +1,337 @@
+//! Leader and follower threads over real loopback sockets, in one process.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use slotstream::follower::{self, Follower, ProbeError, probe};
+use slotstream::leader::{self, Leader};
+use slotstream::links::{Links, Phase};
+use slotstream::stop::Stop;
+use slotstream::store::{Options, Store};
+use slotstream::{Geometry, ShardIndex};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn geometry(shard_count: u16) -> Geometry {
+    Geometry { shard_count, key_size_max: 16, value_size_max: 64, shard_prefix_bits: 0 }
+}
+
+fn store(geometry: Geometry, id: Option<uuid::Uuid>) -> Arc<Store> {
+    let options = Options { store_id: id, ..Options::memory(geometry, 100_000) };
+    Arc::new(Store::open(std::path::Path::new("unused"), options).unwrap())
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited {DEADLINE:?} until {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+struct Node<T> {
+    store: Arc<Store>,
+    links: Arc<Links>,
+    stop: Stop,
+    role: Option<T>,
+}
+
+fn start_leader(store: &Arc<Store>, options: leader::Options) -> Node<Leader> {
+    let (links, stop) = (Links::new(), Stop::new());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let role = Leader::start(Arc::clone(store), listener, options, Arc::clone(&links), stop.clone()).unwrap();
+    Node { store: Arc::clone(store), links, stop, role: Some(role) }
+}
+
+fn start_follower(store: &Arc<Store>, leader: SocketAddr, options: follower::Options) -> Node<Follower> {
+    let (links, stop) = (Links::new(), Stop::new());
+    let role =
+        Follower::start(Arc::clone(store), leader.to_string(), options, Arc::clone(&links), stop.clone())
+            .unwrap();
+    Node { store: Arc::clone(store), links, stop, role: Some(role) }
+}
+
+impl Node<Leader> {
+    fn address(&self) -> SocketAddr {
+        self.role.as_ref().unwrap().address()
+    }
+}
+
+impl<T> Drop for Node<T> {
+    fn drop(&mut self) {
+        self.stop.set();
+    }
+}
+
+fn is_equal(leader: &Store, follower: &Store) -> bool {
+    leader.shards().all(|shard| follower.progress(shard).seq == leader.head(shard))
+}
+
+fn assert_equal(leader: &Store, follower: &Store) {
+    for shard in leader.shards() {
+        assert_eq!(images(leader, shard), images(follower, shard), "slots of shard {shard}");
+    }
+    follower.check().unwrap();
+}
+
+fn images(store: &Store, shard: ShardIndex) -> Vec<u8> {
+    let (mut out, mut scan) = (Vec::new(), store.scan(shard, slotstream::Seq::ZERO));
+    while store.scan_next(shard, &mut scan, &mut out, usize::MAX / 2).unwrap() {}
+    out
+}
+
+fn put(store: &Store, key: u64, value: u64) {
+    store.put(&key.to_le_bytes(), &value.to_le_bytes()).unwrap();
+}
+
+#[test]
+fn a_follower_converges_by_scan_and_then_by_stream() {
+    let store_l = store(geometry(4), None);
+    for key in 0..20_000 {
+        put(&store_l, key, 1);
+    }
+    let leader = start_leader(&store_l, leader::Options::default());
+    let store_f = store(geometry(4), Some(store_l.store_id()));
+    let follower = start_follower(&store_f, leader.address(), follower::Options::default());
+    wait_until("the scan is through", || is_equal(&store_l, &store_f));
+    assert_equal(&store_l, &store_f);
+    for key in 10_000..30_000 {
+        put(&store_l, key, 2);
+    }
+    wait_until("the stream is through", || is_equal(&store_l, &store_f));
+    assert_equal(&store_l, &store_f);
+    wait_until("all links stream", || follower.links.all().iter().all(|cell| cell.phase() == Phase::Stream));
+    wait_until("all is acknowledged", || {
+        store_l.shards().all(|shard| leader.links.acked(shard, store_l.head(shard)) == 1)
+    });
+    assert_eq!(leader.links.totals.full_scans.load(Ordering::Relaxed), 4);
+    assert_eq!(leader.links.totals.protocol_errors.load(Ordering::Relaxed), 0);
+    assert_eq!(follower.links.totals.protocol_errors.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn overflow_of_a_tiny_ring_is_healed_by_a_delta_on_the_same_link() {
+    let store_l = store(geometry(2), None);
+    let options = leader::Options { ring_bytes: 400, ..Default::default() };
+    let leader = start_leader(&store_l, options);
+    let store_f = store(geometry(2), Some(store_l.store_id()));
+    let follower = start_follower(&store_f, leader.address(), follower::Options::default());
+    wait_until("links stream", || follower.links.all().iter().all(|cell| cell.phase() == Phase::Stream));
+    for round in 0..20 {
+        for key in 0..2_000 {
+            put(&store_l, key, round);
+        }
+    }
+    wait_until("all is there", || is_equal(&store_l, &store_f));
+    assert_equal(&store_l, &store_f);
+    let totals = &leader.links.totals;
+    assert!(totals.delta_scans_overflow.load(Ordering::Relaxed) > 0, "the ring never overflowed");
+    assert_eq!(totals.full_scans.load(Ordering::Relaxed), 2);
+    assert_eq!(totals.delta_scans_reconnect.load(Ordering::Relaxed), 0);
+    assert!(follower.links.totals.reconnects.lock().is_empty());
+}
+
+/// Passes bytes on between a follower and a leader until it is told to cut.
+struct Proxy {
+    address: SocketAddr,
+    generation: Arc<AtomicU64>,
+    is_stopped: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    fn start(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (generation, is_stopped) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (cuts, stopped) = (Arc::clone(&generation), Arc::clone(&is_stopped));
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                if stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                let (client, server) = (client.unwrap(), TcpStream::connect(target).unwrap());
+                let pump = |from: &TcpStream, to: &TcpStream| {
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let cuts = Arc::clone(&cuts);
+                    let born = cuts.load(Ordering::Relaxed);
+                    std::thread::spawn(move || copy(from, to, || cuts.load(Ordering::Relaxed) != born));
+                };
+                pump(&client, &server);
+                pump(&server, &client);
+            }
+        });
+        Self { address, generation, is_stopped }
+    }
+
+    fn cut(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn copy(mut from: TcpStream, mut to: TcpStream, is_cut: impl Fn() -> bool) {
+    let mut buffer = [0; 1000];
+    from.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+    while !is_cut() {
+        match from.read(&mut buffer) {
+            Ok(0) => break,
+            // A cut may fall anywhere in a frame.
+            Ok(len) if to.write_all(&buffer[..len]).is_err() => break,
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+            Err(_) => break,
+        }
+    }
+    from.shutdown(std::net::Shutdown::Both).ok();
+    to.shutdown(std::net::Shutdown::Both).ok();
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.is_stopped.store(true, Ordering::Relaxed);
+        self.cut();
+        TcpStream::connect(self.address).ok();
+    }
+}
+
+#[test]
+fn a_dropped_connection_costs_a_delta_and_nothing_else() {
+    let store_l = store(geometry(2), None);
+    let leader = start_leader(&store_l, leader::Options::default());
+    let proxy = Proxy::start(leader.address());
+    let store_f = store(geometry(2), Some(store_l.store_id()));
+    let options = follower::Options { back_off_min: Duration::from_millis(1), ..Default::default() };
+    let follower = start_follower(&store_f, proxy.address, options);
+    put(&store_l, 1, 1);
+    wait_until("all is there", || is_equal(&store_l, &store_f));
+    for key in 0..1_000 {
+        put(&store_l, key, 1);
+    }
+    wait_until("all is there", || is_equal(&store_l, &store_f));
+    for round in 2..10 {
+        for key in 0..5_000 {
+            put(&store_l, key, round);
+            if key == 2_500 {
+                proxy.cut();
+            }
+        }
+        wait_until("all is there", || is_equal(&store_l, &store_f));
+        assert_equal(&store_l, &store_f);
+    }
+    let totals = &leader.links.totals;
+    assert!(totals.delta_scans_reconnect.load(Ordering::Relaxed) > 0, "no link came back");
+    assert_eq!(totals.full_scans.load(Ordering::Relaxed), 2, "a watermark makes a delta do");
+    assert!(!follower.links.totals.reconnects.lock().is_empty());
+}
+
+#[test]
+fn another_stores_follower_is_refused_and_keeps_its_data() {
+    let store_l = store(geometry(1), None);
+    let leader = start_leader(&store_l, leader::Options::default());
+    let store_f = store(geometry(1), None);
+    put(&store_f, 5, 5);
+    let before = images(&store_f, ShardIndex(0));
+    let follower = start_follower(&store_f, leader.address(), follower::Options::default());
+    let cell = &follower.links.all()[0];
+    wait_until("the link is refused", || {
+        follower.links.all().iter().all(|cell| cell.phase() == Phase::Refused)
+    });
+    let _ = cell;
+    let reason = follower.links.all()[0].reason.lock().clone();
+    assert!(reason.contains("follower holds data of store"), "{reason}");
+    assert_eq!(images(&store_f, ShardIndex(0)), before);
+    assert_eq!(leader.links.totals.full_scans.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_probe_learns_the_leaders_sizes() {
+    let store_l = store(geometry(3), None);
+    let leader = start_leader(&store_l, leader::Options { resp_port: 6379, ..Default::default() });
+    let info = probe(&leader.address().to_string(), Duration::from_secs(5)).unwrap();
+    assert_eq!(info.geometry, geometry(3));
+    assert_eq!(info.store_id, store_l.store_id());
+    assert_eq!(info.resp_port, 6379);
+}
+
+#[test]
+fn a_probe_of_another_protocols_port_says_so() {
+    for (answer, wanted) in [
+        (&b"-ERR unknown command 'SLOTSTREAM', with args beginning with:\r\n"[..], "Redis protocol"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "speaks HTTP"),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut line = [0; 12];
+            stream.read_exact(&mut line).unwrap();
+            stream.write_all(answer).unwrap();
+            // Closing with unread bytes would reset the connection and lose the answer.
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            std::io::copy(&mut stream, &mut std::io::sink()).ok();
+        });
+        let error = probe(&address, Duration::from_secs(5)).unwrap_err();
+        assert!(error.is_permanent() && error.to_string().contains(wanted), "{error}");
+        server.join().unwrap();
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let error = probe(&address, Duration::from_millis(50)).unwrap_err();
+    assert!(matches!(error, ProbeError::Timeout { .. }) && !error.is_permanent(), "{error}");
+    drop(listener);
+    let error = probe(&address, Duration::from_secs(5)).unwrap_err();
+    assert!(matches!(error, ProbeError::Connect { .. }), "{error}");
+}
+
+#[test]
+fn foreign_clients_are_closed_at_once_and_counted() {
+    let store_l = store(geometry(1), None);
+    let leader = start_leader(&store_l, leader::Options::default());
+    let clients = [
+        &b"PING\r\n"[..],
+        b"*1\r\n$4\r\nPING\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00",
+        b"\0\0\0",
+    ];
+    for bytes in clients {
+        let mut stream = TcpStream::connect(leader.address()).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.write_all(bytes).unwrap();
+        let started = Instant::now();
+        let read = stream.read(&mut [0; 10]);
+        assert!(matches!(read, Ok(0)) || read.is_err(), "{read:?}");
+        assert!(started.elapsed() < Duration::from_secs(4), "closed by the deadline only");
+    }
+    let errors = leader.links.totals.protocol_errors.load(Ordering::Relaxed);
+    assert_eq!(errors, clients.len() as u64);
+}
+
+#[test]
+fn a_connection_that_says_half_a_hello_is_closed_at_its_deadline() {
+    let store_l = store(geometry(1), None);
+    let options = leader::Options { handshake_timeout: Duration::from_millis(100), ..Default::default() };
+    let leader = start_leader(&store_l, options);
+    let mut stream = TcpStream::connect(leader.address()).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(b"SLOTSTREAM\r\n\x48\0\0\0\x01").unwrap();
+    assert_eq!(stream.read(&mut [0; 10]).unwrap_or(0), 0);
+}
+
+#[test]
+fn both_ends_stop_at_once_when_told_to() {
+    let store_l = store(geometry(8), None);
+    let mut leader = start_leader(&store_l, leader::Options::default());
+    let store_f = store(geometry(8), Some(store_l.store_id()));
+    let mut follower = start_follower(&store_f, leader.address(), follower::Options::default());
+    wait_until("links stream", || follower.links.all().iter().all(|cell| cell.phase() == Phase::Stream));
+    let started = Instant::now();
+    leader.stop.set();
+    follower.stop.set();
+    leader.role.take().unwrap().join();
+    follower.role.take().unwrap().join();
+    assert!(started.elapsed() < Duration::from_secs(1), "stopping took {:?}", started.elapsed());
+    assert!(leader.store.stats(ShardIndex(0)).rings == 0 && follower.store.is_read_only());
+}
