@@ -5,12 +5,16 @@
 //! follower first scans the shard's slots, then streams the ring.
 
 pub mod clock;
+#[cfg(feature = "server")]
+pub mod counters;
 pub mod follower;
 pub mod leader;
 pub mod links;
 #[doc(hidden)]
 pub mod planted;
 pub mod region;
+#[cfg(feature = "server")]
+pub mod resp;
 pub mod ring;
 pub mod shard;
 pub mod slot;

@@ -1,0 +1,295 @@
+//! INFO, with Redis's sections and field names, so that exporters and dashboards work unchanged.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::atomic::Ordering;
+
+use uuid::Uuid;
+
+use super::super::worker::Worker;
+use super::client::REDIS_VERSION;
+use crate::links::{LinkCell, Links, Phase};
+use crate::resp::context::Role;
+use crate::slot::ShardIndex;
+use crate::store::Store;
+
+/// A connected follower, over all its links.
+pub(super) struct Follower {
+    pub(super) ip: IpAddr,
+    /// Its RESP port.
+    pub(super) port: u16,
+    /// Sum of the seqs that it has applied.
+    pub(super) offset: u64,
+    /// All its links stream.
+    is_online: bool,
+    lag_s: u64,
+}
+
+/// A leader's followers, in a stable order.
+pub(super) fn followers(links: &Links) -> Vec<Follower> {
+    let mut by_id: BTreeMap<Uuid, Follower> = BTreeMap::new();
+    for cell in links.all() {
+        if matches!(cell.phase(), Phase::Closed | Phase::Refused) {
+            continue;
+        }
+        let follower = by_id.entry(cell.follower).or_insert_with(|| Follower {
+            ip: cell.peer.ip(),
+            port: cell.resp_port,
+            offset: 0,
+            is_online: true,
+            lag_s: 0,
+        });
+        follower.offset += cell.applied_seq.load(Ordering::Relaxed);
+        follower.is_online &= cell.phase() == Phase::Stream;
+        follower.lag_s = follower.lag_s.max(cell.lag_ms.load(Ordering::Relaxed) / 1000);
+    }
+    by_id.into_values().collect()
+}
+
+/// What a follower has of its leader, over all shards.
+pub(super) struct LeaderLink {
+    /// ROLE's word.
+    pub(super) state: &'static str,
+    is_up: bool,
+    is_scanning: bool,
+    last_io_unix_ms: u64,
+}
+
+pub(super) fn leader_link(links: &Links) -> LeaderLink {
+    let cells = links.all();
+    let any = |phase: Phase| cells.iter().any(|cell| cell.phase() == phase);
+    let is_up = !cells.is_empty()
+        && cells.iter().all(|cell| matches!(cell.phase(), Phase::Scan | Phase::CatchUp | Phase::Stream));
+    let is_scanning = any(Phase::Scan) || any(Phase::CatchUp);
+    let last_io = |cell: &std::sync::Arc<LinkCell>| cell.last_io_unix_ms.load(Ordering::Relaxed);
+    LeaderLink {
+        state: match (is_up, is_scanning) {
+            (false, _) => "connecting",
+            (true, true) => "sync",
+            (true, false) => "connected",
+        },
+        is_up,
+        is_scanning,
+        last_io_unix_ms: cells.iter().map(last_io).max().unwrap_or(0),
+    }
+}
+
+/// One figure for how far the store has come: the sum of its shards' seqs.
+pub(super) fn offset(store: &Store) -> u64 {
+    store.shards().map(|shard: ShardIndex| store.head(shard).0).sum()
+}
+
+/// `host:port`, with `[` and `]` around an IPv6 host taken away.
+pub(super) fn host_port(address: &str) -> (&str, u16) {
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+    (host.trim_start_matches('[').trim_end_matches(']'), port.parse().unwrap_or(0))
+}
+
+type Section = fn(&Worker, &mut String) -> std::fmt::Result;
+
+const SECTIONS: [(&str, Section); 9] = [
+    ("Server", server),
+    ("Clients", clients),
+    ("Memory", memory),
+    ("Persistence", persistence),
+    ("Stats", stats),
+    ("Replication", replication),
+    ("CPU", cpu),
+    ("Commandstats", command_stats),
+    ("Keyspace", keyspace),
+];
+/// Shown only when asked for.
+const EXTRA: &str = "Commandstats";
+
+/// The sections asked for; the usual ones if none is named.
+pub(super) fn render<'a>(worker: &Worker, names: impl Iterator<Item = &'a [u8]> + Clone) -> String {
+    let asked = |word: &str| names.clone().any(|name| name.eq_ignore_ascii_case(word.as_bytes()));
+    let is_default = names.clone().next().is_none() || asked("default");
+    let is_all = asked("all") || asked("everything");
+    let mut text = String::with_capacity(4096);
+    for (name, section) in SECTIONS {
+        if !(is_all || asked(name) || (is_default && name != EXTRA)) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str("\r\n");
+        }
+        text.push_str("# ");
+        text.push_str(name);
+        text.push_str("\r\n");
+        section(worker, &mut text).expect("writing to a string does not fail");
+    }
+    text
+}
+
+fn server(worker: &Worker, text: &mut String) -> std::fmt::Result {
+    let node = &worker.context.node;
+    let uptime_s = node.uptime_ms() / 1000;
+    write!(text, "redis_version:{REDIS_VERSION}\r\n")?;
+    write!(text, "server_name:slotstream\r\n")?;
+    write!(text, "slotstream_version:{}\r\n", env!("CARGO_PKG_VERSION"))?;
+    write!(text, "redis_mode:standalone\r\n")?;
+    write!(text, "os:{} {}\r\n", std::env::consts::OS, std::env::consts::ARCH)?;
+    write!(text, "arch_bits:{}\r\n", usize::BITS)?;
+    write!(text, "process_id:{}\r\n", std::process::id())?;
+    write!(text, "run_id:{}\r\n", node.run_id)?;
+    write!(text, "tcp_port:{}\r\n", worker.address.port())?;
+    write!(text, "server_time_usec:{}\r\n", worker.context.store.clock().unix_ms() * 1000)?;
+    write!(text, "uptime_in_seconds:{uptime_s}\r\n")?;
+    write!(text, "uptime_in_days:{}\r\n", uptime_s / 86_400)?;
+    write!(text, "start_time_unix:{}\r\n", node.started_unix_s)?;
+    write!(text, "io_threads_active:{}\r\n", worker.options.workers)
+}
+
+fn clients(worker: &Worker, text: &mut String) -> std::fmt::Result {
+    write!(text, "connected_clients:{}\r\n", worker.clients.count())?;
+    write!(text, "maxclients:{}\r\n", worker.options.clients_max)?;
+    write!(text, "blocked_clients:0\r\n")
+}
+
+fn memory(worker: &Worker, text: &mut String) -> std::fmt::Result {
+    let resident = resident_bytes();
+    let store = &worker.context.store;
+    let (files, derived) = store
+        .shards()
+        .map(|shard| store.stats(shard))
+        .fold((0, 0), |(files, derived), stats| (files + stats.file_bytes, derived + stats.memory_bytes));
+    write!(text, "used_memory:{resident}\r\n")?;
+    write!(text, "used_memory_rss:{resident}\r\n")?;
+    write!(text, "used_memory_index:{derived}\r\n")?;
+    write!(text, "used_disk:{files}\r\n")?;
+    write!(text, "maxmemory:0\r\n")?;
+    write!(text, "maxmemory_policy:noeviction\r\n")?;
+    write!(text, "mem_fragmentation_ratio:1.00\r\n")
+}
+
+/// Resident memory as the kernel counts it, mapped slots included; 0 if it does not say.
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|line| line.split_ascii_whitespace().nth(1)?.parse::<u64>().ok())
+        .unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}
+
+fn persistence(_: &Worker, text: &mut String) -> std::fmt::Result {
+    write!(text, "loading:0\r\n")?;
+    write!(text, "async_loading:0\r\n")?;
+    write!(text, "rdb_bgsave_in_progress:0\r\n")?;
+    write!(text, "rdb_last_bgsave_status:ok\r\n")?;
+    write!(text, "aof_enabled:0\r\n")?;
+    write!(text, "aof_rewrite_in_progress:0\r\n")
+}
+
+fn stats(worker: &Worker, text: &mut String) -> std::fmt::Result {
+    let totals = worker.all_counters.totals();
+    let links = &worker.context.links.totals;
+    let get = |figure: &std::sync::atomic::AtomicU64| figure.load(Ordering::Relaxed);
+    let partial = get(&links.delta_scans_reconnect) + get(&links.delta_scans_overflow);
+    write!(text, "total_connections_received:{}\r\n", totals.connections_received)?;
+    write!(text, "total_commands_processed:{}\r\n", totals.commands_processed)?;
+    write!(text, "instantaneous_ops_per_sec:{}\r\n", worker.rate.per_second())?;
+    write!(text, "total_net_input_bytes:{}\r\n", totals.net_input_bytes)?;
+    write!(text, "total_net_output_bytes:{}\r\n", totals.net_output_bytes)?;
+    write!(text, "rejected_connections:{}\r\n", totals.connections_rejected)?;
+    write!(text, "sync_full:{}\r\n", get(&links.full_scans))?;
+    write!(text, "sync_partial_ok:{partial}\r\n")?;
+    write!(text, "sync_partial_err:0\r\n")?;
+    write!(text, "expired_keys:0\r\n")?;
+    write!(text, "evicted_keys:0\r\n")?;
+    write!(text, "keyspace_hits:{}\r\n", totals.keyspace_hits)?;
+    write!(text, "keyspace_misses:{}\r\n", totals.keyspace_misses)?;
+    write!(text, "total_error_replies:{}\r\n", totals.errors)
+}
+
+fn replication(worker: &Worker, text: &mut String) -> std::fmt::Result {
+    let context = &worker.context;
+    let offset = offset(&context.store);
+    match &*context.node.role.read() {
+        Role::Leader => {
+            write!(text, "role:master\r\n")?;
+            leader_lines(&context.links, text)?;
+        }
+        Role::Follower { leader } => {
+            write!(text, "role:slave\r\n")?;
+            follower_lines(worker, leader, offset, text)?;
+        }
+    }
+    // Forty digits, as Redis's: the store's identity, which all its followers share.
+    let id = context.store.store_id().simple().to_string();
+    write!(text, "master_failover_state:no-failover\r\n")?;
+    write!(text, "master_replid:{id:0>40}\r\n")?;
+    write!(text, "master_replid2:{:0>40}\r\n", 0)?;
+    write!(text, "master_repl_offset:{offset}\r\n")?;
+    write!(text, "second_repl_offset:-1\r\n")?;
+    write!(text, "repl_backlog_active:0\r\n")
+}
+
+fn leader_lines(links: &Links, text: &mut String) -> std::fmt::Result {
+    let followers = followers(links);
+    write!(text, "connected_slaves:{}\r\n", followers.len())?;
+    for (index, follower) in followers.iter().enumerate() {
+        // Clients drop a line with any other character than these fields hold: no blank, no underscore.
+        let state = if follower.is_online { "online" } else { "sync" };
+        let Follower { ip, port, offset, lag_s, .. } = follower;
+        write!(text, "slave{index}:ip={ip},port={port},state={state},offset={offset},lag={lag_s}\r\n")?;
+    }
+    Ok(())
+}
+
+fn follower_lines(worker: &Worker, leader: &str, offset: u64, text: &mut String) -> std::fmt::Result {
+    let link = leader_link(&worker.context.links);
+    let (host, port) = host_port(leader);
+    let now_ms = worker.context.store.clock().unix_ms();
+    let last_io_s = match link.last_io_unix_ms {
+        0 => -1,
+        last => i64::try_from(now_ms.saturating_sub(last) / 1000).unwrap_or(i64::MAX),
+    };
+    write!(text, "master_host:{host}\r\n")?;
+    write!(text, "master_port:{port}\r\n")?;
+    write!(text, "master_link_status:{}\r\n", if link.is_up { "up" } else { "down" })?;
+    write!(text, "master_last_io_seconds_ago:{last_io_s}\r\n")?;
+    write!(text, "master_sync_in_progress:{}\r\n", u8::from(link.is_scanning))?;
+    write!(text, "slave_read_repl_offset:{offset}\r\n")?;
+    write!(text, "slave_repl_offset:{offset}\r\n")?;
+    write!(text, "slave_priority:100\r\n")?;
+    write!(text, "slave_read_only:1\r\n")?;
+    write!(text, "replica_announced:1\r\n")?;
+    write!(text, "connected_slaves:0\r\n")
+}
+
+fn cpu(_: &Worker, text: &mut String) -> std::fmt::Result {
+    let (user, system) = cpu_seconds().unwrap_or((0.0, 0.0));
+    write!(text, "used_cpu_sys:{system:.6}\r\n")?;
+    write!(text, "used_cpu_user:{user:.6}\r\n")
+}
+
+/// User and system seconds of the process, in the kernel's ticks of a hundredth.
+fn cpu_seconds() -> Option<(f64, f64)> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The second field is the name, in parentheses, and may hold blanks.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    let user: f64 = fields.next()?.parse().ok()?;
+    let system: f64 = fields.next()?.parse().ok()?;
+    Some((user / 100.0, system / 100.0))
+}
+
+fn command_stats(worker: &Worker, text: &mut String) -> std::fmt::Result {
+    for (name, calls) in worker.all_counters.totals().commands {
+        write!(text, "cmdstat_{name}:calls={calls}\r\n")?;
+    }
+    Ok(())
+}
+
+fn keyspace(worker: &Worker, text: &mut String) -> std::fmt::Result {
+    let store = &worker.context.store;
+    let (keys, expiring) = store
+        .shards()
+        .map(|shard| store.stats(shard))
+        .fold((0, 0), |(keys, expiring), stats| (keys + stats.slots_used, expiring + stats.expiring));
+    if keys > 0 {
+        write!(text, "db0:keys={keys},expires={expiring},avg_ttl=0\r\n")?;
+    }
+    Ok(())
+}

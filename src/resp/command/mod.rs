@@ -1,0 +1,221 @@
+//! Commands: what one is called with, and how it is sent on its way.
+
+pub(super) mod client;
+pub(super) mod expiry;
+pub(super) mod info;
+pub(super) mod keys;
+pub(super) mod scan;
+pub(super) mod server;
+pub(super) mod strings;
+pub(super) mod transaction;
+pub(super) mod wait;
+
+use super::error::{CommandError, READ_ONLY};
+use super::number::parse_i64;
+use super::parse::Arg;
+use super::reply::Reply;
+use super::session::Session;
+use super::table::{Command, TABLE, flag};
+use super::worker::Worker;
+use crate::store::Store;
+
+/// A command's arguments, its name first: ranges of the read buffer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Args<'a> {
+    bytes: &'a [u8],
+    ranges: &'a [Arg],
+}
+
+impl<'a> Args<'a> {
+    #[inline]
+    pub(super) fn new(bytes: &'a [u8], ranges: &'a [Arg]) -> Self {
+        Self { bytes, ranges }
+    }
+
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.ranges.len()
+    }
+
+    /// The argument at `index`; the arity check has made sure that it is there.
+    #[inline]
+    pub(super) fn at(&self, index: usize) -> &'a [u8] {
+        let range = self.ranges[index];
+        &self.bytes[range.start..range.end]
+    }
+
+    pub(super) fn get(&self, index: usize) -> Option<&'a [u8]> {
+        (index < self.len()).then(|| self.at(index))
+    }
+
+    /// Arguments from `start` on.
+    pub(super) fn from(self, start: usize) -> impl Iterator<Item = &'a [u8]> + Clone {
+        (start..self.len()).map(move |index| self.at(index))
+    }
+
+    /// Whether the argument is this word, in any case.
+    pub(super) fn is(&self, index: usize, word: &str) -> bool {
+        self.at(index).eq_ignore_ascii_case(word.as_bytes())
+    }
+
+    pub(super) fn integer(&self, index: usize) -> Result<i64, CommandError> {
+        parse_i64(self.at(index)).ok_or(CommandError::NotInteger)
+    }
+}
+
+/// What follows a command.
+#[derive(Debug)]
+pub(super) enum Flow {
+    /// The reply is complete: go on.
+    Done,
+    /// The reply, if any, is complete: send it and close the connection.
+    Close,
+    /// The reply has grown large: send what is there, then call the command again with this [`Call::resume`].
+    More(usize),
+    /// Send what is there, then wait for followers; the reply comes from there.
+    Wait(wait::Request),
+}
+
+/// One call of a command.
+pub(super) struct Call<'a> {
+    pub(super) args: Args<'a>,
+    pub(super) reply: &'a mut Reply,
+    pub(super) session: &'a mut Session,
+    pub(super) worker: &'a Worker,
+    /// The command's row.
+    pub(super) row: u8,
+    /// Zero at first; else what the command itself gave with [`Flow::More`].
+    pub(super) resume: usize,
+    /// Inside EXEC nothing waits.
+    pub(super) in_exec: bool,
+    /// Whether [`Flow::More`] may be returned.
+    pub(super) may_pause: bool,
+}
+
+impl Call<'_> {
+    pub(super) fn command(&self) -> &'static Command {
+        &TABLE[usize::from(self.row)]
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.worker.context.store
+    }
+
+    /// Now, in Unix milliseconds.
+    pub(super) fn now_ms(&self) -> i64 {
+        i64::try_from(self.store().clock().unix_ms()).unwrap_or(i64::MAX)
+    }
+
+    /// Counts a read that found its key, or did not.
+    #[inline]
+    pub(super) fn looked_up(&self, found: bool) {
+        let counters = &self.worker.counters;
+        if found { counters.keyspace_hits.add(1) } else { counters.keyspace_misses.add(1) }
+    }
+
+    pub(super) fn arity_error(&self) -> CommandError {
+        CommandError::Arity(self.command().name.into())
+    }
+
+    pub(super) fn subcommand_arity_error(&self, subcommand: &str) -> CommandError {
+        CommandError::Arity(format!("{}|{subcommand}", self.command().name).into())
+    }
+
+    pub(super) fn unknown_subcommand(&self) -> CommandError {
+        let found = self.args.at(1);
+        let found = found[..found.len().min(128)].to_vec();
+        let parent = match self.command().name {
+            "client" => "CLIENT",
+            "config" => "CONFIG",
+            _ => "COMMAND",
+        };
+        CommandError::Subcommand(found, parent)
+    }
+}
+
+/// Checks a command and does it, or queues it inside MULTI.
+pub(super) fn dispatch(
+    worker: &Worker,
+    session: &mut Session,
+    reply: &mut Reply,
+    args: Args<'_>,
+    row: Option<u8>,
+    resume: usize,
+    may_pause: bool,
+) -> Flow {
+    match try_dispatch(worker, session, reply, args, row, resume, may_pause) {
+        Ok(flow) => flow,
+        Err(error) => {
+            reply.error(&error.message());
+            Flow::Done
+        }
+    }
+}
+
+fn try_dispatch(
+    worker: &Worker,
+    session: &mut Session,
+    reply: &mut Reply,
+    args: Args<'_>,
+    row: Option<u8>,
+    resume: usize,
+    may_pause: bool,
+) -> Result<Flow, CommandError> {
+    // A paused command goes on: it was checked and counted when it began.
+    let row = match (row, resume) {
+        (Some(row), 1..) => Ok(row),
+        _ => check(worker, args, row),
+    };
+    let row = match row {
+        Ok(row) => row,
+        Err(error) => {
+            if let Some(queue) = &mut session.queue {
+                queue.broken = true;
+            }
+            return Err(error);
+        }
+    };
+    if session.queue.is_some() && !TABLE[usize::from(row)].is(flag::UNQUEUED) {
+        return transaction::enqueue(session, reply, args, row);
+    }
+    let run = TABLE[usize::from(row)].run;
+    run(&mut Call { args, reply, session, worker, row, resume, in_exec: false, may_pause })
+}
+
+/// Whether the command exists, has its arguments, and may be done here.
+fn check(worker: &Worker, args: Args<'_>, row: Option<u8>) -> Result<u8, CommandError> {
+    let Some(row) = row else {
+        worker.counters.commands_unknown.add(1);
+        return Err(unknown(args));
+    };
+    worker.counters.commands[usize::from(row)].add(1);
+    let command = &TABLE[usize::from(row)];
+    if !command.accepts(args.len()) {
+        return Err(CommandError::Arity(command.name.into()));
+    }
+    if command.is(flag::WRITE) && worker.context.store.is_read_only() {
+        return Err(CommandError::text(READ_ONLY));
+    }
+    Ok(row)
+}
+
+/// Redis names the command and its first arguments, up to 128 bytes of each.
+#[cold]
+fn unknown(args: Args<'_>) -> CommandError {
+    const SHOWN_MAX: usize = 128;
+    // As C strings: a NUL ends them.
+    let shown = |bytes: &'_ [u8], max: usize| {
+        let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+        bytes[..end.min(max)].to_vec()
+    };
+    let mut list: Vec<u8> = Vec::new();
+    for arg in args.from(1) {
+        if list.len() >= SHOWN_MAX {
+            break;
+        }
+        list.extend([&b"'"[..], &shown(arg, SHOWN_MAX - list.len()), b"' "].concat());
+    }
+    let name = shown(args.at(0), SHOWN_MAX);
+    let text = [b"ERR unknown command '", &name[..], b"', with args beginning with: ", &list].concat();
+    CommandError::Bytes(text)
+}

@@ -1,0 +1,85 @@
+//! MULTI, EXEC, DISCARD in their plain form: commands are queued, then done one after another.
+//!
+//! They are done without commands of the same connection in between; other connections of other
+//! workers may write between two of them.
+
+use super::super::error::CommandError;
+use super::super::reply::Reply;
+use super::super::session::{Queue, Session};
+use super::super::table::TABLE;
+use super::{Args, Call, Flow};
+
+type Outcome = Result<Flow, CommandError>;
+
+/// Between two commands of EXEC, a reply longer than this is sent.
+const REPLY_PAUSE_BYTES: usize = 1 << 20;
+
+/// Keeps a command for EXEC.
+pub(super) fn enqueue(session: &mut Session, reply: &mut Reply, args: Args<'_>, row: u8) -> Outcome {
+    let Some(queue) = &mut session.queue else { return Ok(Flow::Done) };
+    if !queue.push(row, args.from(0)) {
+        queue.broken = true;
+        return Err(CommandError::text("ERR transaction is too large"));
+    }
+    reply.raw(b"+QUEUED\r\n");
+    Ok(Flow::Done)
+}
+
+/// `MULTI`
+pub(in crate::resp) fn multi(call: &mut Call<'_>) -> Outcome {
+    if call.session.queue.is_some() {
+        return Err(CommandError::text("ERR MULTI calls can not be nested"));
+    }
+    call.session.queue = Some(Box::default());
+    call.reply.ok();
+    Ok(Flow::Done)
+}
+
+/// `DISCARD`
+pub(in crate::resp) fn discard(call: &mut Call<'_>) -> Outcome {
+    if call.session.queue.take().is_none() {
+        return Err(CommandError::text("ERR DISCARD without MULTI"));
+    }
+    call.reply.ok();
+    Ok(Flow::Done)
+}
+
+/// `EXEC`
+pub(in crate::resp) fn exec(call: &mut Call<'_>) -> Outcome {
+    let Some(queue) = call.session.queue.take() else {
+        return Err(CommandError::text("ERR EXEC without MULTI"));
+    };
+    if queue.broken {
+        return Err(CommandError::text("EXECABORT Transaction discarded because of previous errors."));
+    }
+    if call.resume == 0 {
+        call.reply.array(queue.len());
+    }
+    run_queue(call, queue)
+}
+
+fn run_queue(call: &mut Call<'_>, queue: Box<Queue>) -> Outcome {
+    for index in call.resume..queue.len() {
+        if index > call.resume && call.reply.len() > REPLY_PAUSE_BYTES && call.may_pause {
+            call.session.queue = Some(queue);
+            return Ok(Flow::More(index));
+        }
+        let (row, bytes, ranges) = queue.command(index);
+        let mut inner = Call {
+            args: Args::new(bytes, ranges),
+            reply: &mut *call.reply,
+            session: &mut *call.session,
+            worker: call.worker,
+            row,
+            resume: 0,
+            in_exec: true,
+            may_pause: false,
+        };
+        match (TABLE[usize::from(row)].run)(&mut inner) {
+            Ok(Flow::Close) => return Ok(Flow::Close),
+            Ok(Flow::Done | Flow::More(_) | Flow::Wait(_)) => {}
+            Err(error) => call.reply.error(&error.message()),
+        }
+    }
+    Ok(Flow::Done)
+}
