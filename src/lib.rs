@@ -3,9 +3,9 @@
 //! Records of bounded size live in memory-mapped slots, one file per shard. A leader takes writes;
 //! every write pushes the slot's image into a ring per attached follower; a link per shard and
 //! follower first scans the shard's slots, then streams the ring.
+#![doc = include_str!("ARCHITECTURE.md")]
 
 pub mod clock;
-#[cfg(feature = "server")]
 pub mod counters;
 pub mod follower;
 pub mod leader;
@@ -13,14 +13,35 @@ pub mod links;
 #[doc(hidden)]
 pub mod planted;
 pub mod region;
-#[cfg(feature = "server")]
-pub mod resp;
 pub mod ring;
 pub mod shard;
 pub mod slot;
 pub mod stop;
 pub mod store;
+pub mod units;
 pub mod wire;
+
+#[cfg(feature = "server")]
+pub mod config;
+#[cfg(feature = "server")]
+pub mod http;
+#[cfg(feature = "server")]
+pub mod inspect;
+#[cfg(feature = "server")]
+pub mod metrics;
+#[cfg(feature = "server")]
+pub mod node;
+#[cfg(feature = "server")]
+pub mod resp;
+#[cfg(feature = "server")]
+pub mod signals;
+#[cfg(feature = "server")]
+pub mod status;
 
 pub use slot::{Geometry, Seq, ShardIndex, SlotIndex};
 pub use store::{Change, Entry, Options, Store};
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

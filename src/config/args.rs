@@ -1,0 +1,215 @@
+//! Every command and option, once. Help texts, environment names and defaults come from here.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::value::{self, ShardSet};
+use crate::units;
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "slotstream",
+    version,
+    about = "A replicated key/value store for records of bounded size; a follower never falls off.",
+    after_help = "Options of leader and follower can also be set as SLOTSTREAM_<NAME> or, with --config, in a TOML file.\n\
+                  Exit codes: 0 done, 1 failure (or a difference found), 2 bad usage."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a store: Redis clients write to it, followers replicate it.
+    Leader(Leader),
+    /// Replicate a leader's shards and serve them read-only.
+    Follower(Follower),
+    /// Show what running nodes say of themselves.
+    Status(StatusArgs),
+    /// Show what lies in a data directory.
+    Inspect(InspectArgs),
+    /// Check a stopped node's data directory, or compare two slot by slot.
+    Verify(VerifyArgs),
+    /// Watch a leader and its followers at work in a temporary directory.
+    Demo(DemoArgs),
+    /// Put a small load on a running leader and print what it took.
+    Bench(BenchArgs),
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// Text.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// What leader and follower share.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// TOML file with any of these options, named as the flags with underscores
+    #[arg(long, env = "SLOTSTREAM_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Directory of the store (required); made if it does not exist
+    #[arg(long, env = "SLOTSTREAM_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where Redis clients connect
+    #[arg(long, env = "SLOTSTREAM_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:6379", value_parser = value::address)]
+    pub listen: SocketAddr,
+    /// Where followers connect; a follower has none and binds nothing here
+    #[arg(long, env = "SLOTSTREAM_REPLICATION_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8379", value_parser = value::address)]
+    pub replication_listen: SocketAddr,
+    /// Where metrics, health and status are served
+    #[arg(long, env = "SLOTSTREAM_HTTP_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9379", value_parser = value::address)]
+    pub http_listen: SocketAddr,
+    /// Let --listen be reachable from other machines; there is no password
+    #[arg(long, env = "SLOTSTREAM_ALLOW_REMOTE_CLIENTS", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_name = "BOOL")]
+    pub allow_remote_clients: bool,
+    /// Threads that serve Redis clients [default: all cores but one, at most 8]
+    #[arg(long, env = "SLOTSTREAM_WORKERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: Option<u16>,
+    /// Redis clients at one time; more are turned away
+    #[arg(long, env = "SLOTSTREAM_MAX_CLIENTS", value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_clients: u32,
+    /// Time between heartbeats on a silent link
+    #[arg(long, env = "SLOTSTREAM_HEARTBEAT_INTERVAL", value_name = "TIME", default_value = "1s", value_parser = units::parse_duration)]
+    pub heartbeat_interval: Duration,
+    /// Silence after which a link is given up; at least twice the heartbeat interval
+    #[arg(long, env = "SLOTSTREAM_DEAD_AFTER", value_name = "TIME", default_value = "5s", value_parser = units::parse_duration)]
+    pub dead_after: Duration,
+    /// Least important level logged, or a filter such as info,slotstream::leader=debug
+    #[arg(long, env = "SLOTSTREAM_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+    /// How log lines look
+    #[arg(
+        long,
+        env = "SLOTSTREAM_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "auto",
+        ignore_case = true
+    )]
+    pub log_format: LogFormat,
+    /// Write the bound addresses to this file, as JSON, once the node serves (for port 0)
+    #[arg(long, env = "SLOTSTREAM_PORTS_FILE", value_name = "FILE")]
+    pub ports_file: Option<PathBuf>,
+}
+
+/// `slotstream leader`.
+#[derive(Debug, Clone, Args)]
+pub struct Leader {
+    /// What a follower has too.
+    #[command(flatten)]
+    pub common: Common,
+    /// Shards of a new store, 1 to 1024 [default: 4, or what the directory holds]
+    #[arg(long, env = "SLOTSTREAM_SHARD_COUNT", value_name = "N")]
+    pub shard_count: Option<u16>,
+    /// Largest key of a new store, 1 to 1024 bytes [default: 64, or what the directory holds]
+    #[arg(long, env = "SLOTSTREAM_KEY_SIZE", value_name = "BYTES")]
+    pub key_size: Option<u16>,
+    /// Largest value of a new store, 0 to 65535 bytes [default: 256, or what the directory holds]
+    #[arg(long, env = "SLOTSTREAM_VALUE_SIZE", value_name = "BYTES")]
+    pub value_size: Option<u16>,
+    /// Leading key bits that choose the shard of a new store; 0 is the whole key [default: 0, or what the directory holds]
+    #[arg(long, env = "SLOTSTREAM_SHARD_PREFIX_BITS", value_name = "BITS")]
+    pub shard_prefix_bits: Option<u16>,
+    /// Ring per attached follower and shard: what the leader buffers for it before it falls back to a scan
+    #[arg(long, env = "SLOTSTREAM_RING_SIZE", value_name = "SIZE", default_value = "4MiB", value_parser = units::parse_size)]
+    pub ring_size: usize,
+    /// Bytes of a scan that may be on their way, unacknowledged, per link
+    #[arg(long, env = "SLOTSTREAM_ACK_WINDOW", value_name = "SIZE", default_value = "1MiB", value_parser = units::parse_size)]
+    pub ack_window: usize,
+}
+
+/// `slotstream follower`.
+#[derive(Debug, Clone, Args)]
+pub struct Follower {
+    /// What a leader has too.
+    #[command(flatten)]
+    pub common: Common,
+    /// The leader's replication address (required)
+    #[arg(long, env = "SLOTSTREAM_LEADER", value_name = "HOST:PORT", value_parser = value::host_port)]
+    pub leader: Option<String>,
+    /// Shards to replicate, such as 0,2-3 [default: all]
+    #[arg(long, env = "SLOTSTREAM_SHARDS", value_name = "SHARDS")]
+    pub shards: Option<ShardSet>,
+}
+
+/// `slotstream status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// HTTP addresses of nodes
+    #[arg(required = true, value_name = "HTTP_ADDR", value_parser = value::host_port)]
+    pub nodes: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `slotstream inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Data directory
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// Only this shard
+    #[arg(long, value_name = "N")]
+    pub shard: Option<u16>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `slotstream verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Data directory of a stopped node
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// Data directory to compare it with; the shards that both hold are compared
+    #[arg(value_name = "DIR")]
+    pub other: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `slotstream demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Leave the processes running and print how to connect
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// `slotstream bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// RESP address of a running leader
+    #[arg(value_name = "ADDR", default_value = "127.0.0.1:6379", value_parser = value::address)]
+    pub address: SocketAddr,
+    /// Connections, each with a thread of its own
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub clients: u16,
+    /// Commands sent before their replies are awaited
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub pipeline: u16,
+    /// Different keys
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub keys: u32,
+    /// Bytes of each value
+    #[arg(long, value_name = "BYTES", default_value_t = 64)]
+    pub value_size: u16,
+    /// How long SET and GET each run
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = units::parse_duration)]
+    pub duration: Duration,
+}

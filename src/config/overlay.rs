@@ -1,0 +1,249 @@
+//! Lays a configuration file under what flags and environment say.
+//!
+//! A file's key is handed to clap as the flag of that name, unless the user set that option himself;
+//! so values are parsed, checked and defaulted in one place.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::Path;
+
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches};
+
+use super::args::{Cli, Command, Common};
+
+/// Why there is nothing to run.
+#[derive(Debug)]
+pub enum ParseError {
+    /// Help or version was asked for: print it and exit with 0.
+    Show(clap::Error),
+    /// Bad usage: one line, exit with 2.
+    Usage(String),
+}
+
+impl fmt::Display for ParseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Show(text) => text.fmt(f),
+            Self::Usage(line) => f.write_str(line),
+        }
+    }
+}
+
+impl From<clap::Error> for ParseError {
+    fn from(error: clap::Error) -> Self {
+        use clap::error::ErrorKind;
+        match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Self::Show(error),
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                Self::Usage("no command given; `slotstream --help` lists them".to_owned())
+            }
+            _ => Self::Usage(one_line(&error.render().to_string())),
+        }
+    }
+}
+
+/// clap's message without usage and hints to `--help`: what was found, what was wanted, perhaps a tip.
+fn one_line(message: &str) -> String {
+    let lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
+    let kept =
+        lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
+    let text = kept.collect::<Vec<_>>().join(" ");
+    text.strip_prefix("error: ").unwrap_or(&text).to_owned()
+}
+
+/// Parses the command line, environment and, where one is named, the configuration file.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, ParseError> {
+    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    let command = Cli::command();
+    let mut matches = command.clone().try_get_matches_from(&arguments)?;
+    let given = matches.subcommand();
+    if let Some((name, matches_given)) = given
+        && let Ok(Some(file)) = matches_given.try_get_one::<std::path::PathBuf>("config")
+    {
+        let role = command.find_subcommand(name).expect("clap matched this subcommand");
+        let flags = flags_of_file(file, role, matches_given)?;
+        arguments.extend(flags);
+        matches = command.try_get_matches_from(&arguments).map_err(|error| {
+            // Without the file it parsed, so the file is at fault.
+            ParseError::Usage(format!("{}: {}", file.display(), one_line(&error.render().to_string())))
+        })?;
+    }
+    let cli = Cli::from_arg_matches(&matches)?;
+    check(&cli.command).map_err(ParseError::Usage)?;
+    Ok(cli.command)
+}
+
+fn flags_of_file(
+    file: &Path,
+    role: &clap::Command,
+    given: &clap::ArgMatches,
+) -> Result<Vec<OsString>, ParseError> {
+    let at = |what: String| ParseError::Usage(format!("{}: {what}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|error| at(error.to_string()))?;
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+        let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
+        at(format!("line {line}: {}", error.message().replace('\n', " ")))
+    })?;
+    let mut flags = Vec::new();
+    for (key, value) in &table {
+        let known = role.get_arguments().any(|argument| argument.get_id() == key && key != "config");
+        if !known {
+            return Err(at(format!("unknown key `{key}`")));
+        }
+        let text = match value {
+            toml::Value::String(text) => text.clone(),
+            toml::Value::Integer(number) => number.to_string(),
+            toml::Value::Boolean(flag) => flag.to_string(),
+            other => {
+                return Err(at(format!(
+                    "`{key}` is a TOML {}, wanted a string, an integer or a boolean",
+                    other.type_str()
+                )));
+            }
+        };
+        if matches!(given.value_source(key), None | Some(ValueSource::DefaultValue)) {
+            flags.push(format!("--{}={text}", key.replace('_', "-")).into());
+        }
+    }
+    Ok(flags)
+}
+
+/// What one option alone cannot know.
+fn check(command: &Command) -> Result<(), String> {
+    match command {
+        Command::Leader(leader) => {
+            check_common(&leader.common)?;
+            // Half of it is the largest frame; a ring that holds no image of any store is of no use.
+            for (name, size) in [("ring-size", leader.ring_size), ("ack-window", leader.ack_window)] {
+                if !(SIZE_MIN..=SIZE_MAX).contains(&size) {
+                    return Err(format!("--{name} is {size} bytes, wanted {SIZE_MIN} to {SIZE_MAX}"));
+                }
+            }
+            Ok(())
+        }
+        Command::Follower(follower) => {
+            check_common(&follower.common)?;
+            required(follower.leader.is_some(), "leader", "HOST:PORT")
+        }
+        _ => Ok(()),
+    }
+}
+
+const SIZE_MIN: usize = 4 << 10;
+const SIZE_MAX: usize = 1 << 30;
+
+fn required(given: bool, name: &str, wanted: &str) -> Result<(), String> {
+    if given {
+        return Ok(());
+    }
+    let variable = name.to_uppercase().replace('-', "_");
+    let key = name.replace('-', "_");
+    Err(format!(
+        "--{name} {wanted} is required (or SLOTSTREAM_{variable}, or `{key}` in the configuration file)"
+    ))
+}
+
+fn check_common(common: &Common) -> Result<(), String> {
+    required(common.data_dir.is_some(), "data-dir", "DIR")?;
+    if !common.listen.ip().is_loopback() && !common.allow_remote_clients {
+        return Err(format!(
+            "--listen {} is reachable from other machines and there is no password; wanted a loopback address, or --allow-remote-clients",
+            common.listen
+        ));
+    }
+    if common.dead_after < common.heartbeat_interval * 2 {
+        return Err(format!(
+            "--dead-after is {:?}, wanted at least twice --heartbeat-interval ({:?})",
+            common.dead_after, common.heartbeat_interval
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Leader;
+
+    fn leader(arguments: &[&str]) -> Result<Leader, String> {
+        let all = ["slotstream", "leader"].iter().chain(arguments).map(OsString::from);
+        match parse(all) {
+            Ok(Command::Leader(leader)) => Ok(leader),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn file(text: &str) -> (tempfile::TempDir, String) {
+        let directory = tempfile::tempdir().expect("temp dir");
+        let path = directory.path().join("node.toml");
+        std::fs::write(&path, text).expect("file");
+        (directory, path.to_string_lossy().into_owned())
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let (_directory, path) = file(
+            "data_dir = \"/from/file\"\nring_size = \"2MiB\"\nshard_count = 8\nallow_remote_clients = true\n",
+        );
+        let found = leader(&["--config", &path, "--shard-count", "16"]).expect("parses");
+        assert_eq!(found.shard_count, Some(16));
+        assert_eq!(found.ring_size, 2 << 20);
+        assert_eq!(found.ack_window, 1 << 20);
+        assert!(found.common.allow_remote_clients);
+        assert_eq!(found.common.data_dir.as_deref(), Some(Path::new("/from/file")));
+    }
+
+    #[test]
+    fn unknown_keys_wrong_types_and_bad_values_in_a_file_are_one_line_that_names_it() {
+        for (text, wanted) in [
+            ("data_dirr = \"x\"", "unknown key `data_dirr`"),
+            ("leader = \"a:1\"", "unknown key `leader`"),
+            ("config = \"x\"", "unknown key `config`"),
+            ("shard_count = [1]", "`shard_count` is a TOML array"),
+            ("[listen]\na = 1", "`listen` is a TOML table"),
+            ("shard_count = 70000", "invalid value '70000'"),
+            ("listen = 7", "invalid value '7'"),
+            ("data_dir = \"x\"\nbroken", "line 2"),
+            ("ring_size = \"1MB\"", "wanted bytes"),
+        ] {
+            let (_directory, path) = file(text);
+            let error = leader(&["--data-dir", "/x", "--config", &path]).expect_err(text);
+            assert!(error.contains(&path) && error.contains(wanted), "{text}: {error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_or_does_not_fit_together_is_said() {
+        let unset = |name: &str| std::env::var_os(name).is_none();
+        assert!(unset("SLOTSTREAM_DATA_DIR"), "this test needs an environment without SLOTSTREAM_DATA_DIR");
+        for (arguments, wanted) in [
+            (&["--shard-count", "4"][..], "--data-dir DIR is required"),
+            (&["--data-dir", "/x", "--listen", "0.0.0.0:6379"], "--allow-remote-clients"),
+            (&["--data-dir", "/x", "--dead-after", "1s"], "--dead-after is 1s"),
+            (&["--data-dir", "/x", "--ring-size", "1"], "--ring-size is 1 bytes"),
+            (&["--data-dir", "/x", "--frobnicate"], "unexpected argument '--frobnicate'"),
+            (&["--config", "/does/not/exist.toml"], "/does/not/exist.toml: No such file"),
+        ] {
+            let error = leader(arguments).expect_err("bad usage");
+            assert!(error.contains(wanted), "{arguments:?}: {error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_option_of_a_node_has_the_environment_name_of_its_flag() {
+        let command = Cli::command();
+        for role in ["leader", "follower"] {
+            let role = command.find_subcommand(role).expect("a role");
+            for argument in role.get_arguments().filter(|argument| argument.get_id() != "help") {
+                let id = argument.get_id().as_str();
+                let variable = format!("SLOTSTREAM_{}", id.to_uppercase());
+                assert_eq!(argument.get_env(), Some(std::ffi::OsStr::new(&variable)), "{id}");
+                assert_eq!(argument.get_long(), Some(id.replace('_', "-").as_str()), "{id}");
+            }
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! `slotstream inspect`: what lies in a data directory, read from the files alone.
+//!
+//! No lock is taken, so it works while a node runs; the figures are then those of slots read one after
+//! another, and a slot that is being written may be counted as damaged.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::linux::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::{ToolError, Verdict};
+use crate::shard::header::slots_offset;
+use crate::slot::{ShardIndex, SlotIndex, SlotView, Status};
+use crate::store::directory::{self, Inspection};
+use crate::store::{Progress, Term};
+use crate::units;
+
+/// A data directory.
+#[derive(Debug, Serialize)]
+struct Report {
+    directory: PathBuf,
+    /// The process that has it open.
+    in_use_by: Option<u32>,
+    shards: Vec<ShardReport>,
+}
+
+/// A shard's file.
+#[derive(Debug, Serialize)]
+struct ShardReport {
+    shard: u16,
+    file: PathBuf,
+    file_bytes: u64,
+    store_id: uuid::Uuid,
+    shard_count: u16,
+    key_size: u16,
+    value_size: u16,
+    shard_prefix_bits: u16,
+    slot_stride: usize,
+    slots_formatted: u32,
+    /// Last seq at an orderly close; none while open, or after a crash.
+    clean_seq: Option<u64>,
+    boot_id: uuid::Uuid,
+    mount_id: u64,
+    lineage: Vec<Term>,
+    /// A follower's watermark; all zero on a leader.
+    progress: Progress,
+    slots: Counts,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Counts {
+    occupied: u64,
+    deleted: u64,
+    free: u64,
+    damaged: u64,
+    expiring: u64,
+    /// Highest seq of any slot.
+    seq_max: u64,
+}
+
+/// Prints what `directory` holds, or one shard of it; bad if a slot is damaged and nobody is writing.
+pub fn print(
+    directory: &Path,
+    only: Option<u16>,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<Verdict, ToolError> {
+    let report = read(directory, only)?;
+    if json {
+        serde_json::to_writer_pretty(&mut *out, &report).map_err(io::Error::other)?;
+        writeln!(out)?;
+    } else {
+        print_text(&report, out)?;
+    }
+    let damaged = report.shards.iter().any(|shard| shard.slots.damaged > 0);
+    Ok(if damaged && report.in_use_by.is_none() { Verdict::Bad } else { Verdict::Good })
+}
+
+fn read(directory: &Path, only: Option<u16>) -> Result<Report, ToolError> {
+    let shards = directory::shards_path(directory);
+    let path = |shard: u16| shards.join(directory::shard_file(ShardIndex(shard)));
+    if !path(0).exists() {
+        return Err(ToolError::NoStore { directory: directory.to_owned() });
+    }
+    let shard_count = header(&path(0))?.identity.geometry.shard_count;
+    if let Some(wanted) = only.filter(|wanted| *wanted >= shard_count) {
+        return Err(ToolError::NoShard { directory: directory.to_owned(), wanted, shard_count });
+    }
+    let indexes = only.map_or(0..shard_count, |shard| shard..shard + 1);
+    let shards = indexes.map(|shard| shard_report(path(shard))).collect::<Result<_, _>>()?;
+    Ok(Report { directory: directory.to_owned(), in_use_by: in_use_by(directory), shards })
+}
+
+fn header(path: &Path) -> Result<Inspection, ToolError> {
+    let read = directory::inspect(path).map_err(|error| ToolError::File {
+        path: path.to_owned(),
+        action: "read",
+        error,
+    })?;
+    Ok(read?)
+}
+
+fn shard_report(file: PathBuf) -> Result<ShardReport, ToolError> {
+    let found = header(&file)?;
+    let slots = count(&file, &found).map_err(|error| ToolError::File {
+        path: file.clone(),
+        action: "read",
+        error,
+    })?;
+    let (identity, state) = (found.identity, found.state);
+    Ok(ShardReport {
+        shard: identity.shard.0,
+        file,
+        file_bytes: found.file_size,
+        store_id: identity.store_id,
+        shard_count: identity.geometry.shard_count,
+        key_size: identity.geometry.key_size_max,
+        value_size: identity.geometry.value_size_max,
+        shard_prefix_bits: identity.geometry.shard_prefix_bits,
+        slot_stride: identity.geometry.slot_stride(),
+        slots_formatted: state.slots_formatted,
+        clean_seq: state.clean_seq.map(|seq| seq.0),
+        boot_id: uuid::Uuid::from_bytes(state.boot_id),
+        mount_id: state.mount_id,
+        lineage: state.lineage,
+        progress: found.progress,
+        slots,
+    })
+}
+
+/// Reads every formatted slot. A file that ends early has its missing slots counted as damaged.
+fn count(path: &Path, found: &Inspection) -> io::Result<Counts> {
+    const CHUNK_SLOTS: u32 = 1024;
+    let (geometry, shard) = (found.identity.geometry, found.identity.shard);
+    let (stride, formatted) = (geometry.slot_stride(), found.state.slots_formatted);
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(slots_offset(&geometry) as u64))?;
+    let mut counts = Counts::default();
+    let mut chunk = Vec::new();
+    let mut first = 0;
+    while first < formatted {
+        let wanted = CHUNK_SLOTS.min(formatted - first);
+        chunk.clear();
+        (&mut file).take(u64::from(wanted) * stride as u64).read_to_end(&mut chunk)?;
+        let mut slots = chunk.chunks_exact(stride);
+        for slot in first..first + wanted {
+            let view = slots.next().map(|bytes| SlotView::check(&geometry, shard, SlotIndex(slot), bytes));
+            let Some(Ok(view)) = view else {
+                counts.damaged += 1;
+                continue;
+            };
+            counts.seq_max = counts.seq_max.max(view.seq().0);
+            match view.status() {
+                Status::Free => counts.free += 1,
+                Status::Deleted => counts.deleted += 1,
+                Status::Occupied => {
+                    counts.occupied += 1;
+                    counts.expiring += u64::from(view.expire_at() != 0);
+                }
+            }
+        }
+        first += wanted;
+    }
+    Ok(counts)
+}
+
+/// Who holds the directory's lock, without taking it: a node that starts now must not find it taken.
+fn in_use_by(directory: &Path) -> Option<u32> {
+    let inode = std::fs::metadata(directory.join("LOCK")).ok()?.st_ino().to_string();
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (kind, _, _, pid, file) =
+            (fields.next()?, fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        (kind == "FLOCK" && file.rsplit(':').next() == Some(inode.as_str())).then(|| pid.parse().ok())?
+    })
+}
+
+fn print_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
+    let Some(first) = report.shards.first() else { return Ok(()) };
+    writeln!(out, "{}", report.directory.display())?;
+    match report.in_use_by {
+        Some(pid) => writeln!(out, "  in use by process {pid}: figures change while they are read")?,
+        None => writeln!(out, "  not in use")?,
+    }
+    writeln!(out, "  store {}, {} shards", first.store_id, first.shard_count)?;
+    writeln!(
+        out,
+        "  keys to {} bytes, values to {}, slots of {}, shard prefix bits {}",
+        first.key_size, first.value_size, first.slot_stride, first.shard_prefix_bits
+    )?;
+    for shard in &report.shards {
+        let slots = &shard.slots;
+        writeln!(out, "shard {}  {}", shard.shard, shard.file.display())?;
+        writeln!(
+            out,
+            "  {} in {} slots: {} occupied ({} expiring), {} deleted, {} free, {} damaged",
+            units::bytes(shard.file_bytes),
+            units::count(shard.slots_formatted.into()),
+            units::count(slots.occupied),
+            units::count(slots.expiring),
+            units::count(slots.deleted),
+            units::count(slots.free),
+            units::count(slots.damaged)
+        )?;
+        let close = shard.clean_seq.map_or("not closed in an orderly way (or open)".to_owned(), |seq| {
+            format!("closed in an orderly way at seq {seq}")
+        });
+        writeln!(out, "  seq {}, {close}", slots.seq_max)?;
+        let terms: Vec<String> =
+            shard.lineage.iter().map(|term| format!("{} from seq {}", term.epoch, term.first_seq)).collect();
+        writeln!(out, "  epochs: {}", terms.join(", "))?;
+        writeln!(out, "  last opened on boot {}, mount {:#x}", shard.boot_id, shard.mount_id)?;
+        if shard.progress != Progress::default() {
+            let state =
+                if shard.progress.is_consistent() { "consistent" } else { "inside a scan, not consistent" };
+            writeln!(
+                out,
+                "  follows: epoch {}, watermark {}, {state}",
+                shard.progress.epoch, shard.progress.seq
+            )?;
+        }
+    }
+    Ok(())
+}

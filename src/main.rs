@@ -1,0 +1,84 @@
+//! The `slotstream` program: reads the command line and runs what it asks for.
+//!
+//! Exit codes: 0 done, 1 failure or a difference found, 2 bad usage; one line on standard error says why.
+
+use std::io;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+
+use slotstream::config::{self, Command, ParseError};
+use slotstream::inspect::{self, Verdict};
+use slotstream::stop::Stop;
+use slotstream::{node, signals};
+
+const EXIT_BAD: u8 = 1;
+const EXIT_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    match config::parse(std::env::args_os()) {
+        Ok(command) => match run(command) {
+            Ok(Verdict::Good) => ExitCode::SUCCESS,
+            Ok(Verdict::Bad) => ExitCode::from(EXIT_BAD),
+            Err(error) if is_broken_pipe(&error) => ExitCode::from(EXIT_BAD),
+            Err(error) => {
+                eprintln!("slotstream: {}", format!("{error:#}").replace('\n', " "));
+                ExitCode::from(EXIT_BAD)
+            }
+        },
+        Err(ParseError::Show(text)) => {
+            // Nobody reads it, or somebody does: neither is a failure.
+            text.print().map_or(ExitCode::SUCCESS, |()| ExitCode::SUCCESS)
+        }
+        Err(ParseError::Usage(line)) => {
+            eprintln!("slotstream: {line}");
+            ExitCode::from(EXIT_USAGE)
+        }
+    }
+}
+
+/// Whoever read our output went away, as `head` does; nothing is left to say.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let pipe = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    };
+    error.chain().any(pipe)
+}
+
+fn run(command: Command) -> anyhow::Result<Verdict> {
+    let mut out = io::stdout().lock();
+    match command {
+        Command::Leader(options) => node::lead(&options)?,
+        Command::Follower(options) => node::follow(&options)?,
+        Command::Status(options) => {
+            return Ok(inspect::status::print(&options.nodes, options.json, &mut out)?);
+        }
+        Command::Inspect(options) => {
+            return Ok(inspect::files::print(&options.directory, options.shard, options.json, &mut out)?);
+        }
+        Command::Verify(options) => {
+            return Ok(match &options.other {
+                None => inspect::verify::check(&options.directory, options.json, &mut out)?,
+                Some(other) => inspect::verify::compare(&options.directory, other, options.json, &mut out)?,
+            });
+        }
+        Command::Demo(options) => {
+            let stop = Stop::new();
+            signals::set_on_signals(&stop).context("signals cannot be handled")?;
+            drop(out);
+            return Ok(inspect::demo::run(options.keep, &stop)?);
+        }
+        Command::Bench(options) => {
+            let load = inspect::bench::Load {
+                address: options.address,
+                clients: options.clients,
+                pipeline: options.pipeline,
+                keys: options.keys,
+                value_size: options.value_size,
+                duration: options.duration,
+            };
+            inspect::bench::run(&load, &mut out)?;
+        }
+    }
+    Ok(Verdict::Good)
+}

@@ -1,0 +1,110 @@
+//! Floor 0: every metric's name, kind and help text. Nothing is counted here.
+//!
+//! Hot paths count in plain cells; when somebody scrapes, those are published under these names through
+//! the `metrics` facade. Counters are cumulative since the process started. Only the binary installs a
+//! recorder: in a program that embeds a store the names go wherever that program's recorder sends them.
+
+/// Gauge, counter or histogram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Goes up and down.
+    Gauge,
+    /// Only rises; its name ends in `_total`.
+    Counter,
+    /// Buckets in seconds.
+    Histogram,
+}
+
+/// One metric.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// Name with prefix and unit.
+    pub name: &'static str,
+    /// What it is.
+    pub kind: Kind,
+    /// What it tells, for the `# HELP` line.
+    pub help: &'static str,
+}
+
+macro_rules! metrics {
+    ($($constant:ident = $kind:ident $name:literal, $help:literal;)*) => {
+        $(#[doc = $help] pub const $constant: &str = concat!("slotstream_", $name);)*
+        /// All of them.
+        pub const ALL: &[Metric] = &[$(Metric { name: $constant, kind: Kind::$kind, help: $help },)*];
+    };
+}
+
+metrics! {
+    BUILD_INFO = Gauge "build_info", "1; the labels say which build this is.";
+    IS_LEADER = Gauge "is_leader", "1 on a leader, 0 on a follower.";
+    EPOCH = Gauge "epoch", "Highest epoch among the shards served.";
+
+    CONNECTED_FOLLOWERS = Gauge "connected_followers", "Followers by the state of their slowest link.";
+    FOLLOWER_LAG_SECONDS = Gauge "follower_lag_seconds", "How far a follower's shard is behind; the phase says whether it has ever caught up.";
+    FOLLOWER_LAG_RECORDS = Gauge "follower_lag_records", "Changes that a follower's shard still lacks.";
+    FOLLOWER_ACKED_SEQ = Gauge "follower_acked_seq", "Last seq that a follower's shard has applied.";
+    REPLICATION_SEQ = Gauge "replication_seq", "The leader's last seq of a shard; on a follower, as last heard.";
+    REPLICATION_APPLIED_SEQ = Gauge "replication_applied_seq", "A follower's watermark of a shard.";
+    LEADER_LINK_UP = Gauge "leader_link_up", "1 while a follower's shard is connected to its leader.";
+    LEADER_LAST_IO_TIMESTAMP_SECONDS = Gauge "leader_last_io_timestamp_seconds", "When a follower's shard last heard from its leader.";
+
+    FULL_SCANS_TOTAL = Counter "full_scans_total", "Scans of every slot that were begun.";
+    DELTA_SCANS_TOTAL = Counter "delta_scans_total", "Scans of the slots above a watermark that were begun, by reason.";
+    SCAN_IN_PROGRESS = Gauge "scan_in_progress", "Links that are scanning.";
+    SCAN_SLOTS_SENT_TOTAL = Counter "scan_slots_sent_total", "Slots sent by scans.";
+    REPLICATION_SENT_BYTES_TOTAL = Counter "replication_sent_bytes_total", "Bytes written to replication links.";
+    REPLICATION_RECEIVED_BYTES_TOTAL = Counter "replication_received_bytes_total", "Bytes read from replication links.";
+    REPLICATION_RECORDS_SENT_TOTAL = Counter "replication_records_sent_total", "Changes sent from rings.";
+    REPLICATION_RECORDS_APPLIED_TOTAL = Counter "replication_records_applied_total", "Slot images applied by a follower.";
+    REPLICATION_RECORDS_SKIPPED_TOTAL = Counter "replication_records_skipped_total", "Slot images that a follower held already, or newer.";
+    REPLICATION_HEARTBEATS_SENT_TOTAL = Counter "replication_heartbeats_sent_total", "Heartbeats sent.";
+    REPLICATION_HEARTBEATS_RECEIVED_TOTAL = Counter "replication_heartbeats_received_total", "Heartbeats received.";
+    REPLICATION_PROTOCOL_ERRORS_TOTAL = Counter "replication_protocol_errors_total", "Frames, records or peers refused for what they sent.";
+    RECONNECTS_TOTAL = Counter "reconnects_total", "Times a follower's link was made again, by reason.";
+
+    RING_CAPACITY_BYTES = Gauge "ring_capacity_bytes", "Bytes that a link's ring holds at most.";
+    RING_USED_BYTES = Gauge "ring_used_bytes", "Bytes that wait in a link's ring.";
+    RING_OVERFLOWS_TOTAL = Counter "ring_overflows_total", "Times a ring of this shard was full and its link fell back to a scan.";
+
+    SLOTS_DAMAGED = Gauge "slots_damaged", "Slots found damaged when the store was opened, and not healed since.";
+    SLOTS_CAPACITY = Gauge "slots_capacity", "Slots that a shard has formatted; it grows when they are used up.";
+    SLOTS_USED = Gauge "slots_used", "Slots that hold a record.";
+    SHARD_FILE_BYTES = Gauge "shard_file_bytes", "Size of a shard's file.";
+    WRITE_REJECTED_TOTAL = Counter "write_rejected_total", "Writes that were refused and changed nothing, by reason.";
+
+    COMMANDS_TOTAL = Counter "commands_total", "Commands served, by command.";
+    COMMANDS_DURATION_SECONDS = Histogram "commands_duration_seconds", "Time per command: a sample of the batches that reads bring, each command counted with its batch's mean.";
+    ERROR_REPLIES_TOTAL = Counter "error_replies_total", "Replies to Redis clients that were errors.";
+    CONNECTED_CLIENTS = Gauge "connected_clients", "Redis clients connected.";
+    CONNECTIONS_RECEIVED_TOTAL = Counter "connections_received_total", "Redis clients that ever connected.";
+    CONNECTIONS_REJECTED_TOTAL = Counter "connections_rejected_total", "Redis clients turned away at the limit.";
+    NET_INPUT_BYTES_TOTAL = Counter "net_input_bytes_total", "Bytes read from Redis clients.";
+    NET_OUTPUT_BYTES_TOTAL = Counter "net_output_bytes_total", "Bytes written to Redis clients.";
+    KEYSPACE_HITS_TOTAL = Counter "keyspace_hits_total", "Reads that found their key.";
+    KEYSPACE_MISSES_TOTAL = Counter "keyspace_misses_total", "Reads that did not.";
+}
+
+/// Hands every help text to the installed recorder.
+pub fn describe() {
+    for metric in ALL {
+        match metric.kind {
+            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+            Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            Kind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_counters_alone_end_in_total() {
+        let mut seen = std::collections::BTreeSet::new();
+        for metric in ALL {
+            assert!(seen.insert(metric.name), "{} is there twice", metric.name);
+            assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! Floor 4: what a node says of itself, in one place: `/status`, `/readyz` and `/metrics` show it, and
+//! `slotstream status` reads it back.
+//!
+//! Everything here is read from atomics and short locks that no write path waits for.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::clock::Clock;
+use crate::counters::Counters;
+use crate::links::{LinkCell, Links, Phase};
+use crate::slot::{Seq, ShardIndex};
+use crate::stop::Stop;
+use crate::store::Store;
+
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Leader or follower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Takes writes.
+    Leader,
+    /// Replicates, read-only.
+    Follower,
+}
+
+impl Role {
+    /// The word for logs and tables.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Leader => "leader",
+            Self::Follower => "follower",
+        }
+    }
+}
+
+/// Addresses of a node, bound.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Addresses {
+    /// RESP.
+    pub listen: SocketAddr,
+    /// Metrics, health, status.
+    pub http_listen: SocketAddr,
+    /// Replication; a follower has none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub replication_listen: Option<SocketAddr>,
+}
+
+/// A node as seen from outside; complete once its store is open.
+pub struct View {
+    /// What the node is.
+    pub role: Role,
+    /// Where it listens.
+    pub addresses: Addresses,
+    /// A follower's leader, as configured.
+    pub leader: Option<String>,
+    /// Its replication links.
+    pub links: Arc<Links>,
+    /// Set when the node is stopping.
+    pub stop: Stop,
+    clock: Arc<dyn Clock>,
+    started: Instant,
+    serving: OnceLock<Serving>,
+}
+
+/// What a node serves once its store is open.
+struct Serving {
+    store: Arc<Store>,
+    shards: Vec<ShardIndex>,
+    clients: Arc<Counters>,
+}
+
+impl View {
+    /// A node that has no store yet.
+    #[must_use]
+    pub fn new(
+        role: Role,
+        addresses: Addresses,
+        leader: Option<String>,
+        links: Arc<Links>,
+        stop: Stop,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            role,
+            addresses,
+            leader,
+            links,
+            stop,
+            clock,
+            started: Instant::now(),
+            serving: OnceLock::new(),
+        }
+    }
+
+    /// The store is open, `shards` of it are served, to clients counted in `clients`. Called once.
+    pub fn serve(&self, store: Arc<Store>, shards: Vec<ShardIndex>, clients: Arc<Counters>) {
+        assert!(self.serving.set(Serving { store, shards, clients }).is_ok(), "a node has one store");
+    }
+
+    /// What is counted about Redis clients, once they are served.
+    #[must_use]
+    pub fn clients(&self) -> Option<&Arc<Counters>> {
+        self.serving.get().map(|serving| &serving.clients)
+    }
+
+    /// The store, once it is open.
+    #[must_use]
+    pub fn store(&self) -> Option<&Arc<Store>> {
+        self.serving.get().map(|serving| &serving.store)
+    }
+
+    /// The shards served.
+    #[must_use]
+    pub fn shards(&self) -> &[ShardIndex] {
+        self.serving.get().map_or(&[], |serving| &serving.shards)
+    }
+
+    /// Milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn unix_ms(&self) -> u64 {
+        self.clock.unix_ms()
+    }
+
+    /// Everything, as of now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let now = self.unix_ms();
+        let cells = self.links.all();
+        let shards: Vec<ShardStatus> = self.serving.get().map_or_else(Vec::new, |serving| {
+            serving
+                .shards
+                .iter()
+                .map(|&shard| self.shard_status(&serving.store, shard, &cells, now))
+                .collect()
+        });
+        let links = match self.role {
+            Role::Leader => cells.iter().map(|cell| LinkStatus::new(cell, now)).collect(),
+            Role::Follower => Vec::new(),
+        };
+        let store = self.store();
+        Status {
+            node: self.addresses.listen.to_string(),
+            role: self.role,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            ready: self.is_ready(&shards),
+            addresses: self.addresses.clone(),
+            leader: self.leader.clone(),
+            store_id: store.map(|store| store.store_id()),
+            sizes: store.map(|store| {
+                let geometry = store.geometry();
+                Sizes {
+                    shard_count: geometry.shard_count,
+                    key_size: geometry.key_size_max,
+                    value_size: geometry.value_size_max,
+                    shard_prefix_bits: geometry.shard_prefix_bits,
+                }
+            }),
+            epoch: shards.iter().map(|shard| shard.epoch).max().unwrap_or(0),
+            shards,
+            links,
+        }
+    }
+
+    /// A node is ready when its store is open, it is not stopping, and each shard has been in sync once.
+    #[must_use]
+    pub fn is_ready(&self, shards: &[ShardStatus]) -> bool {
+        self.serving.get().is_some() && !self.stop.is_set() && shards.iter().all(|shard| shard.ready)
+    }
+
+    fn shard_status(
+        &self,
+        store: &Store,
+        shard: ShardIndex,
+        cells: &[Arc<LinkCell>],
+        now: u64,
+    ) -> ShardStatus {
+        let stats = store.stats(shard);
+        let base = ShardStatus {
+            shard: shard.0,
+            seq: stats.seq,
+            epoch: stats.epoch,
+            phase: PHASE_LEADING.to_owned(),
+            reason: String::new(),
+            applied_seq: stats.seq,
+            leader_seq: stats.seq,
+            lag_records: 0,
+            lag_seconds: 0.0,
+            ready: true,
+            slots_used: stats.slots_used,
+            slots_deleted: stats.slots_deleted,
+            slots_formatted: stats.slots_formatted,
+            file_bytes: stats.file_bytes,
+            scan: None,
+        };
+        if self.role == Role::Leader {
+            return base;
+        }
+        let watermark = store.progress(shard).seq;
+        let Some(cell) = cells.iter().find(|cell| cell.shard == shard.0) else {
+            return ShardStatus {
+                phase: Phase::Connecting.as_str().to_owned(),
+                applied_seq: watermark.0,
+                ready: watermark > Seq::ZERO,
+                ..base
+            };
+        };
+        let link = LinkStatus::new(cell, now);
+        ShardStatus {
+            phase: link.phase,
+            reason: link.reason,
+            applied_seq: link.applied_seq,
+            leader_seq: link.head_seq,
+            lag_records: link.lag_records,
+            lag_seconds: link.lag_seconds,
+            // Once in sync it may serve what it holds, leader or no leader; `/follower?max_lag=` asks for more.
+            ready: cell.phase() == Phase::Stream || watermark > Seq::ZERO,
+            scan: link.scan,
+            ..base
+        }
+    }
+}
+
+const PHASE_LEADING: &str = "leading";
+
+/// A node's status.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The node's name: its RESP address.
+    pub node: String,
+    /// What it is.
+    pub role: Role,
+    /// Program version.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// What `/readyz` answers.
+    pub ready: bool,
+    /// Where it listens.
+    pub addresses: Addresses,
+    /// A follower's leader.
+    pub leader: Option<String>,
+    /// The store's identity; none until the store is open.
+    pub store_id: Option<Uuid>,
+    /// The store's sizes; none until the store is open.
+    pub sizes: Option<Sizes>,
+    /// Highest epoch among the shards.
+    pub epoch: u64,
+    /// The shards it serves.
+    pub shards: Vec<ShardStatus>,
+    /// A leader's links, one per attached follower and shard.
+    pub links: Vec<LinkStatus>,
+}
+
+/// The geometry of a store, named as the options.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Sizes {
+    /// Shards.
+    pub shard_count: u16,
+    /// Key capacity in bytes.
+    pub key_size: u16,
+    /// Value capacity in bytes.
+    pub value_size: u16,
+    /// Leading key bits that choose the shard; 0 = all.
+    pub shard_prefix_bits: u16,
+}
+
+/// One shard of a node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ShardStatus {
+    /// Shard index.
+    pub shard: u16,
+    /// Highest seq among the shard's slots.
+    pub seq: u64,
+    /// Current epoch.
+    pub epoch: u64,
+    /// `leading`, or the phase of the follower's link.
+    pub phase: String,
+    /// Why the link is where it is; empty when all is well.
+    pub reason: String,
+    /// A follower's watermark; a leader's seq.
+    pub applied_seq: u64,
+    /// The leader's head as last heard.
+    pub leader_seq: u64,
+    /// Changes that the follower still lacks.
+    pub lag_records: u64,
+    /// How old the state is, in seconds.
+    pub lag_seconds: f64,
+    /// Whether this shard is fit to serve.
+    pub ready: bool,
+    /// Slots that hold a record.
+    pub slots_used: u64,
+    /// Tombstones.
+    pub slots_deleted: u64,
+    /// Slots there are.
+    pub slots_formatted: u64,
+    /// Bytes of the shard file.
+    pub file_bytes: u64,
+    /// The scan under way.
+    pub scan: Option<ScanStatus>,
+}
+
+/// A scan under way.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ScanStatus {
+    /// Only slots above this seq are sent; 0 = all.
+    pub since: u64,
+    /// Slots sent or received so far.
+    pub slots: u64,
+    /// Slots to look at.
+    pub slots_total: u64,
+}
+
+/// One of a leader's links.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// The follower's id.
+    pub follower: Uuid,
+    /// Its address.
+    pub peer: SocketAddr,
+    /// The shard carried.
+    pub shard: u16,
+    /// What the link is doing.
+    pub phase: String,
+    /// Why; empty when all is well.
+    pub reason: String,
+    /// Last seq sent (leader), leader's head as heard (follower).
+    pub head_seq: u64,
+    /// Last seq applied by the follower.
+    pub applied_seq: u64,
+    /// The difference of the two.
+    pub lag_records: u64,
+    /// How far the follower is behind.
+    pub lag_seconds: f64,
+    /// Bytes a ring holds.
+    pub ring_capacity: u64,
+    /// Bytes waiting in it.
+    pub ring_used: u64,
+    /// Payload bytes carried.
+    pub bytes: u64,
+    /// The scan under way.
+    pub scan: Option<ScanStatus>,
+}
+
+impl LinkStatus {
+    /// Reads a link's cell at `now_unix_ms`.
+    #[must_use]
+    pub fn new(cell: &LinkCell, now_unix_ms: u64) -> Self {
+        let phase = cell.phase();
+        let (head, applied) = (cell.head_seq.load(Relaxed), cell.applied_seq.load(Relaxed));
+        let scan = (phase == Phase::Scan).then(|| ScanStatus {
+            since: cell.scan_since.load(Relaxed),
+            slots: cell.scan_slots.load(Relaxed),
+            slots_total: cell.scan_slots_total.load(Relaxed),
+        });
+        Self {
+            follower: cell.follower,
+            peer: cell.peer,
+            shard: cell.shard,
+            phase: phase.as_str().to_owned(),
+            reason: cell.reason.lock().clone(),
+            head_seq: head,
+            applied_seq: applied,
+            lag_records: head.saturating_sub(applied),
+            lag_seconds: lag_seconds(cell, phase, now_unix_ms),
+            ring_capacity: cell.ring_capacity.load(Relaxed),
+            ring_used: cell.ring_used.load(Relaxed),
+            bytes: cell.bytes.load(Relaxed),
+            scan,
+        }
+    }
+}
+
+/// The lag as the link measured it; a link that hears nothing falls behind by the time it has heard nothing.
+fn lag_seconds(cell: &LinkCell, phase: Phase, now_unix_ms: u64) -> f64 {
+    let measured = cell.lag_ms.load(Relaxed);
+    let heard = cell.last_io_unix_ms.load(Relaxed);
+    let silent = match phase {
+        Phase::Stream | Phase::CatchUp | Phase::Scan => 0,
+        Phase::Connecting | Phase::Handshake | Phase::Refused | Phase::Closed if heard == 0 => 0,
+        Phase::Connecting | Phase::Handshake | Phase::Refused | Phase::Closed => {
+            now_unix_ms.saturating_sub(heard)
+        }
+    };
+    crate::units::float(measured.max(silent)) / 1000.0
+}
