@@ -1,0 +1,125 @@
+//! kill -9 and SIGSTOP under load: nothing acknowledged is missing, all sides end up equal, a stalled
+//! follower costs its leader no memory and gets a delta afterwards.
+
+use std::path::Path;
+
+use rustix::process::Signal;
+
+use crate::harness::{Node, PATIENCE, assert_equal, poll, wait_in_sync, wait_until};
+use crate::load::{Load, Writer};
+
+const KILLS: u32 = 20;
+const SIZES: &[&str] = &["--shard-count", "4", "--key-size", "16", "--value-size", "64"];
+
+/// After the load: followers hold what the writers know, and every directory is byte-equal.
+fn assert_all_equal(writers: &[Writer], mut leader: Node, followers: Vec<Node>) {
+    for follower in &followers {
+        wait_in_sync(&leader, follower);
+        for writer in writers {
+            writer.assert_held_by(follower.ports.listen);
+        }
+    }
+    assert!(leader.terminate().0.success());
+    for mut follower in followers {
+        assert!(follower.terminate().0.success());
+        assert_equal(&leader.directory, &follower.directory);
+    }
+}
+
+fn wait_until_all_stream(follower: &Node) {
+    wait_until("the follower's first scans are through", PATIENCE, || {
+        let status = follower.status();
+        status["shards"].as_array().expect("shards").iter().all(|shard| shard["phase"] == "stream")
+    });
+}
+
+fn start(directory: &Path, followers: usize, arguments: &[&str]) -> (Node, Vec<Node>) {
+    let mut all = SIZES.to_vec();
+    all.extend(arguments);
+    let leader = Node::leader(&directory.join("leader"), &all);
+    let follower = |number| Node::follower(&directory.join(format!("follower-{number}")), &leader, &[]);
+    let followers: Vec<Node> = (0..followers).map(follower).collect();
+    (leader, followers)
+}
+
+#[test]
+fn heavy_a_leader_killed_twenty_times_under_load_loses_nothing_acknowledged() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let (mut leader, followers) = start(directory.path(), 2, &[]);
+    let load = Load::start(leader.ports.listen, 2);
+    for _ in 0..KILLS {
+        load.wait_for(5_000);
+        leader.kill();
+        leader.restart();
+    }
+    load.wait_for(5_000);
+    let writers = load.finish();
+    assert_all_equal(&writers, leader, followers);
+}
+
+#[test]
+fn heavy_followers_killed_twenty_times_under_load_come_back_by_deltas() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let (leader, mut followers) = start(directory.path(), 2, &[]);
+    let load = Load::start(leader.ports.listen, 2);
+    load.wait_for(5_000);
+    for follower in &followers {
+        wait_until_all_stream(follower);
+    }
+    let full_scans = leader.metric("slotstream_full_scans_total");
+    for round in 0..KILLS {
+        let follower = &mut followers[round as usize % 2];
+        follower.kill();
+        load.wait_for(5_000);
+        follower.restart();
+        load.wait_for(u64::from(round) * 500);
+    }
+    let writers = load.finish();
+    assert_eq!(leader.metric("slotstream_full_scans_total"), full_scans, "a full scan after a kill");
+    assert!(leader.metric("slotstream_delta_scans_total") > 0.0);
+    assert_all_equal(&writers, leader, followers);
+}
+
+/// Stops a follower under load until `ended` says so of the leader, with rings that fill in no time.
+fn stall(dead_after: &str, ended: impl Fn(&Node) -> bool) {
+    let ring = 64 << 10;
+    let directory = tempfile::tempdir().expect("temp dir");
+    let arguments = ["--ring-size", "64KiB", "--heartbeat-interval", "300ms", "--dead-after", dead_after];
+    let (leader, followers) = start(directory.path(), 2, &arguments);
+    let load = Load::start(leader.ports.listen, 2);
+    // Every key is there and every buffer has its size, so that what grows later is due to the stall.
+    load.wait_for(50_000);
+    for follower in &followers {
+        wait_until_all_stream(follower);
+    }
+    let full_scans = leader.metric("slotstream_full_scans_total");
+    let before = leader.resident_bytes();
+    followers[0].signal(Signal::STOP);
+    let mut highest = 0;
+    let has_ended = poll(2 * PATIENCE, || {
+        highest = highest.max(leader.resident_bytes());
+        ended(&leader)
+    });
+    load.wait_for(10_000);
+    followers[0].signal(Signal::CONT);
+    assert!(has_ended, "the stall had no effect on the leader");
+    let writers = load.finish();
+    wait_in_sync(&leader, &followers[0]);
+    assert_eq!(leader.metric("slotstream_full_scans_total"), full_scans, "a full scan after a stall");
+    assert!(leader.metric("slotstream_delta_scans_total") > 0.0);
+    let allowed = before + 2 * 4 * ring + (8 << 20);
+    assert!(highest <= allowed, "the leader grew from {before} to {highest} bytes during the stall");
+    assert_all_equal(&writers, leader, followers);
+}
+
+#[test]
+fn heavy_a_follower_stopped_until_its_ring_overflows_catches_up_by_a_delta() {
+    stall("60s", |leader| leader.metric("slotstream_ring_overflows_total") > 0.0);
+}
+
+#[test]
+fn heavy_a_follower_stopped_until_its_link_is_dead_comes_back_by_a_delta() {
+    stall("2s", |leader| {
+        leader.get("/metrics").1.contains("slotstream_connected_followers{state=\"stream\"} 1")
+    });
+}

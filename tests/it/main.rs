@@ -1,0 +1,20 @@
+//! Tests with real processes, sockets and files; a module per scenario.
+//!
+//! `cargo nextest run` runs each test in a process of its own. Tests that load the machine begin with
+//! `heavy_` and run one at a time.
+
+mod cli;
+mod crash;
+mod demo;
+mod disk;
+mod garbage;
+mod harness;
+mod http;
+mod load;
+mod resp_clients;
+mod resp_commands;
+mod resp_differential;
+mod resp_hostile;
+mod resp_support;
+mod tidy;
+mod unicode;
