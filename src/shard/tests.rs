@@ -111,6 +111,11 @@ fn a_leader_s_shard_takes_a_new_epoch_after_an_os_crash_and_a_follower_s_forgets
     let (follower, ending) = reopen(example());
     assert_eq!((ending, follower.epoch()), (recover::Ending::OsCrash, 3));
     assert_eq!(follower.progress(), Progress { epoch: 3, seq: Seq::ZERO, consistent_at: Seq::MAX });
+    // In its first scan a follower has no watermark yet, but it is a follower.
+    let mut scanning = example();
+    scanning.set_progress(Progress { consistent_at: Seq::MAX, ..Progress::default() });
+    let (scanning, _) = reopen(scanning);
+    assert_eq!((scanning.epoch(), scanning.progress().is_consistent()), (3, false));
     let mut leader = example();
     leader.set_progress(Progress::default());
     let (leader, _) = reopen(leader);
