@@ -146,7 +146,7 @@ impl Shard {
     /// After an OS crash: a leader's shard takes a new epoch, since seqs above its last may have been
     /// seen by others; a follower's forgets its watermark, since slots below it may be missing.
     fn distrust(&mut self) {
-        if self.progress.epoch != 0 {
+        if self.progress != Progress::default() {
             self.set_progress(Progress {
                 epoch: self.progress.epoch,
                 seq: Seq::ZERO,
