@@ -23,7 +23,8 @@ impl Sleeper {
 
     /// From now on a writer will wake this thread. The caller must look at its rings again before it blocks.
     pub fn announce(&self) {
-        self.parked.store(true, Ordering::Relaxed);
+        // A swap, not a store: the model checker proves the swap, and only those who sleep pay for it.
+        self.parked.swap(true, Ordering::Relaxed);
         // Pairs with the fence in `notify`: either the writer sees `parked`, or we see its record.
         fence(Ordering::SeqCst);
     }
