@@ -160,7 +160,8 @@ impl Connection {
         const DISCARDED_MAX: usize = 1 << 20;
         self.stream.shutdown().await?;
         let discard = async {
-            let mut discarded = [0; 4096];
+            // On the heap: every connection's future would have the room for it otherwise.
+            let mut discarded = vec![0; 4096];
             let mut total = 0;
             while total < DISCARDED_MAX {
                 match self.stream.read(&mut discarded).await {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
@@ -28,11 +29,20 @@ pub(super) struct Follower {
 
 /// A leader's followers, in a stable order.
 pub(super) fn followers(links: &Links) -> Vec<Follower> {
-    let mut by_id: BTreeMap<Uuid, Follower> = BTreeMap::new();
+    // A follower that came back before its old link timed out has two for a shard: the better one counts.
+    let mut best: BTreeMap<(Uuid, u16), Arc<LinkCell>> = BTreeMap::new();
+    let applied = |cell: &LinkCell| cell.applied_seq.load(Ordering::Relaxed);
     for cell in links.all() {
         if matches!(cell.phase(), Phase::Closed | Phase::Refused) {
             continue;
         }
+        let known = best.entry((cell.follower, cell.shard)).or_insert_with(|| Arc::clone(&cell));
+        if applied(&cell) > applied(known) {
+            *known = cell;
+        }
+    }
+    let mut by_id: BTreeMap<Uuid, Follower> = BTreeMap::new();
+    for cell in best.values() {
         let follower = by_id.entry(cell.follower).or_insert_with(|| Follower {
             ip: cell.peer.ip(),
             port: cell.resp_port,
@@ -40,7 +50,7 @@ pub(super) fn followers(links: &Links) -> Vec<Follower> {
             is_online: true,
             lag_s: 0,
         });
-        follower.offset += cell.applied_seq.load(Ordering::Relaxed);
+        follower.offset += applied(cell);
         follower.is_online &= cell.phase() == Phase::Stream;
         follower.lag_s = follower.lag_s.max(cell.lag_ms.load(Ordering::Relaxed) / 1000);
     }
@@ -62,7 +72,7 @@ pub(super) fn leader_link(links: &Links) -> LeaderLink {
     let is_up = !cells.is_empty()
         && cells.iter().all(|cell| matches!(cell.phase(), Phase::Scan | Phase::CatchUp | Phase::Stream));
     let is_scanning = any(Phase::Scan) || any(Phase::CatchUp);
-    let last_io = |cell: &std::sync::Arc<LinkCell>| cell.last_io_unix_ms.load(Ordering::Relaxed);
+    let last_io = |cell: &Arc<LinkCell>| cell.last_io_unix_ms.load(Ordering::Relaxed);
     LeaderLink {
         state: match (is_up, is_scanning) {
             (false, _) => "connecting",
