@@ -178,18 +178,15 @@ impl Region {
         let (source, target) = (self.at(from, len), self.at(to, len));
         assert!(from + len <= to || to + len <= from, "copy between places that do not overlap");
         assert!(from.is_multiple_of(8) && to.is_multiple_of(8), "copy between aligned places");
-        let whole = len - len % 8;
-        for offset in (0..whole).step_by(8) {
-            // SAFETY: within the `len` bytes that were checked.
-            let source = unsafe { source.add(offset).cast::<u64>() };
-            // SAFETY: in bounds, and aligned: the base is, and so are both places and the offset.
-            let word = unsafe { source.read() };
-            // SAFETY: within the `len` bytes that were checked.
-            let target = unsafe { target.add(offset).cast::<AtomicU64>() };
-            // SAFETY: in bounds and aligned; whoever reads it beside us loads atomically.
-            unsafe { target.as_ref() }.store(word, Ordering::Relaxed);
+        let (words, tail) = (len / 8, len % 8);
+        // SAFETY: in bounds as checked above, aligned, and apart from the target.
+        let source_words = unsafe { std::slice::from_raw_parts(source.cast::<u64>().as_ptr(), words) };
+        // SAFETY: in bounds as checked above and aligned; whoever reads it beside us loads atomically.
+        let target_words = unsafe { std::slice::from_raw_parts(target.cast::<AtomicU64>().as_ptr(), words) };
+        for (target, source) in target_words.iter().zip(source_words) {
+            target.store(*source, Ordering::Relaxed);
         }
-        for offset in whole..len {
+        for offset in len - tail..len {
             // SAFETY: within the `len` bytes that were checked.
             let source = unsafe { source.add(offset) };
             // SAFETY: in bounds, as above.
@@ -243,11 +240,12 @@ impl Window {
         if !offset.is_multiple_of(8) || offset > len || words.len() * 8 > len - offset {
             return false;
         }
-        for (place, word) in words.iter_mut().enumerate() {
-            // SAFETY: in bounds as checked above.
-            let source = unsafe { self.memory.base.add(offset + place * 8).cast::<AtomicU64>() };
-            // SAFETY: in bounds and aligned: the base is, and so is the offset.
-            *word = unsafe { source.as_ref() }.load(Ordering::Relaxed);
+        // SAFETY: in bounds as checked above.
+        let source = unsafe { self.memory.base.add(offset).cast::<AtomicU64>() };
+        // SAFETY: in bounds and aligned: the base is, and so is the offset; stores there are atomic.
+        let source = unsafe { std::slice::from_raw_parts(source.as_ptr(), words.len()) };
+        for (word, source) in words.iter_mut().zip(source) {
+            *word = source.load(Ordering::Relaxed);
         }
         true
     }
@@ -266,6 +264,40 @@ pub fn bytes_of(words: &[u64]) -> &[u8] {
     let len = size_of_val(words);
     // SAFETY: any u64 is eight initialised bytes, in the order they have in memory.
     unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), len) }
+}
+
+/// Which words of a line have this high half, one bit each. Without branches: which one it is is
+/// random, and a wrong guess costs more than looking at all.
+#[inline]
+#[must_use]
+pub fn high_halves_equal(line: &[u64; LINE_WORDS], wanted: u32) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE2 is a part of x86-64.
+    return unsafe { high_halves_equal_sse2(line, wanted) };
+    #[cfg(not(target_arch = "x86_64"))]
+    line.iter()
+        .enumerate()
+        .fold(0, |bits, (place, word)| bits | (u32::from(word >> 32 == wanted.into()) << place))
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "sse2")]
+#[inline]
+fn high_halves_equal_sse2(line: &[u64; LINE_WORDS], wanted: u32) -> u32 {
+    use std::arch::x86_64::{
+        _mm_castps_si128, _mm_castsi128_ps, _mm_cmpeq_epi32, _mm_movemask_ps, _mm_set_epi64x, _mm_set1_epi32,
+        _mm_shuffle_ps,
+    };
+    let wanted = _mm_set1_epi32(wanted.cast_signed());
+    let mut bits = 0;
+    for half in 0..2 {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|place| line[half * 4 + place].cast_signed());
+        let (low, high) = (_mm_castsi128_ps(_mm_set_epi64x(b, a)), _mm_castsi128_ps(_mm_set_epi64x(d, c)));
+        let high_halves = _mm_castps_si128(_mm_shuffle_ps::<0b11_01_11_01>(low, high));
+        let equal = _mm_castsi128_ps(_mm_cmpeq_epi32(high_halves, wanted));
+        bits |= _mm_movemask_ps(equal).cast_unsigned() << (half * 4);
+    }
+    bits
 }
 
 /// Allocates the bytes `from..to` of a file on disk, or fails and changes nothing that is in use.
@@ -358,6 +390,17 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!(bytes.len(), 1 << 20);
         assert_eq!(&bytes[4090..4096], b"behind");
+    }
+
+    #[test]
+    fn high_halves_are_compared_in_place() {
+        for place in 0..8 {
+            let mut line = [0x0000_0007_0000_0009; 8];
+            line[place] = 0xFFFF_FFF0_0000_0007;
+            assert_eq!(high_halves_equal(&line, 0xFFFF_FFF0), 1 << place);
+            assert_eq!(high_halves_equal(&line, 7), 0xFF & !(1 << place));
+            assert_eq!(high_halves_equal(&line, 9), 0);
+        }
     }
 
     #[test]

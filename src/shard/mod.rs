@@ -325,7 +325,8 @@ impl Shard {
     // ---- a follower's changes
 
     /// Applies a leader's record if its seq is newer than the slot's own; says whether it was.
-    pub fn apply(&mut self, record: Record<'_>) -> Result<bool, ApplyError> {
+    /// `hash` is the index hash of the image's key.
+    pub fn apply(&mut self, record: Record<'_>, hash: u32) -> Result<bool, ApplyError> {
         let slot = record.slot;
         let damaged = |error| ApplyError::Slot { slot, error };
         let new = SlotView::check(self.geometry(), self.shard(), slot, record.image).map_err(damaged)?;
@@ -350,7 +351,7 @@ impl Shard {
             .map(|old| self.geometry().place(old.key()).hash);
         if new.status() == Status::Occupied {
             let full = |error| ApplyError::Full { slot, error };
-            self.point_index_at(slot, &new).map_err(full)?;
+            self.point_index_at(slot, hash, &new).map_err(full)?;
             self.free.remove(slot);
         } else {
             self.free.insert(slot);
@@ -381,8 +382,7 @@ impl Shard {
     }
 
     /// Makes the index know an occupied slot; a key that lies in two slots belongs to the newer seq.
-    fn point_index_at(&mut self, slot: SlotIndex, new: &SlotView<'_>) -> io::Result<()> {
-        let hash = self.geometry().place(new.key()).hash;
+    fn point_index_at(&mut self, slot: SlotIndex, hash: u32, new: &SlotView<'_>) -> io::Result<()> {
         match self.find(hash, new.key()) {
             Some(other) if other == slot => {}
             Some(other) => {
@@ -395,15 +395,17 @@ impl Shard {
         Ok(())
     }
 
-    /// Starts loading what applying a record will touch.
+    /// Starts loading what applying a record will touch; returns the index hash of its key.
     #[inline]
-    pub fn prefetch_apply(&self, record: &Record<'_>) {
+    pub fn prefetch_apply(&self, record: &Record<'_>) -> u32 {
         if record.slot.0 < self.slots_formatted() {
             self.prefetch_slot(record.slot);
         }
-        if let Ok(view) = SlotView::check_shape(self.geometry(), record.image) {
-            self.index.prefetch(self.geometry().place(view.key()).hash);
-        }
+        // An image of no shape is refused when it is applied.
+        let view = SlotView::check_shape(self.geometry(), record.image);
+        let hash = view.map_or(1, |view| self.geometry().place(view.key()).hash);
+        self.index.prefetch(hash);
+        hash
     }
 
     /// Makes room for so many slots and records ahead of a first scan.

@@ -66,7 +66,7 @@ impl Shard {
             seq_reserved: 0,
             boot_id: host.boot_id,
             mount_id: host.mount_id,
-            clean_seq: None,
+            clean_seq: Some(Seq::ZERO),
             lineage: vec![Term { epoch: 1, first_seq: 1 }],
         };
         let mut shard = Self::bare(region, identity, state)?;

@@ -2,7 +2,7 @@
 //!
 //! | offset | size | field      | meaning                                                          |
 //! |-------:|-----:|------------|------------------------------------------------------------------|
-//! |      0 |    4 | crc        | CRC-32 of bytes 4 to the end of the value, seeded with the place |
+//! |      0 |    4 | crc        | CRC-32 of bytes 4 to the end of the value, XOR a mark of the place |
 //! |      4 |    2 | key_len    | bytes of key                                                     |
 //! |      6 |    2 | value_len  | bytes of value                                                   |
 //! |      8 |    8 | seq+status | seq in the low 62 bits, [`Status`] in the high 2                 |
@@ -10,8 +10,8 @@
 //! |     24 |    k | key        |                                                                  |
 //! |   24+k |    v | value      | right behind the key, so that an image is one contiguous run     |
 //!
-//! The CRC is first, so that what it covers is one run of bytes and one call. The slot's place
-//! (shard and slot index) is its seed: a slot copied to another place is damage.
+//! The CRC is first, so that what it covers is one run of bytes and one call. The mark, slot index +
+//! shard index * 0x9E3779B1 (wrapping), makes a slot that was copied to another place damage.
 
 use std::fmt;
 

@@ -12,7 +12,7 @@ use super::layout::{Geometry, KEY_SIZE_MAX, ShardIndex};
 pub struct Place {
     /// The shard that holds the key.
     pub shard: ShardIndex,
-    /// Hash for the shard's index.
+    /// Hash for the shard's index; never zero, which is an empty entry there.
     pub hash: u32,
 }
 
@@ -26,7 +26,7 @@ impl Geometry {
         // The high half chooses the shard, the low half the bucket: they must not be the same bits.
         let shard = ((routing >> 32) * u64::from(self.shard_count)) >> 32;
         #[expect(clippy::cast_possible_truncation, reason = "below shard_count, and the low half of a hash")]
-        let place = Place { shard: ShardIndex(shard as u16), hash: hash as u32 };
+        let place = Place { shard: ShardIndex(shard as u16), hash: (hash as u32).max(1) };
         place
     }
 

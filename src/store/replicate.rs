@@ -159,11 +159,12 @@ impl Store {
         applied: &mut Applied,
     ) -> Result<(), ApplyError> {
         let mut locked = self.exclusive(shard);
-        for record in batch {
-            locked.shard.prefetch_apply(record);
+        let mut hashes = [0; APPLY_BATCH];
+        for (hash, record) in hashes.iter_mut().zip(batch) {
+            *hash = locked.shard.prefetch_apply(record);
         }
-        for record in batch {
-            if locked.shard.apply(*record)? {
+        for (hash, record) in hashes.into_iter().zip(batch) {
+            if locked.shard.apply(*record, hash)? {
                 applied.applied += 1;
                 // A follower may have followers of its own.
                 let super::Locked { shard, rings, .. } = &mut *locked;

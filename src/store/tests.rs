@@ -377,6 +377,7 @@ fn a_store_on_disk_is_found_again_and_guards_its_directory() {
     let path = directory.path();
     let count = 20_000_u32;
     let store = Store::open(path, Options::create(geometry(3))).unwrap();
+    assert_eq!(store.ending(), Ending::Clean);
     assert!(matches!(Store::open(path, Options::default()), Err(OpenError::InUse { .. })));
     let records: Vec<_> = (0..count).map(|key| (key.to_le_bytes(), key.to_be_bytes())).collect();
     store.put_batch(&records).unwrap();
