@@ -88,7 +88,7 @@ pub struct LinkCell {
     pub applied_seq: AtomicU64,
     /// The scan's `since`; meaningful in phase scan.
     pub scan_since: AtomicU64,
-    /// Slots sent or received by the scan under way or last ended.
+    /// How many slots the scan under way or last ended has looked at.
     pub scan_slots: AtomicU64,
     /// Slots that the scan has to look at.
     pub scan_slots_total: AtomicU64,

@@ -67,6 +67,7 @@ metrics! {
     RING_OVERFLOWS_TOTAL = Counter "ring_overflows_total", "Times a ring of this shard was full and its link fell back to a scan.";
 
     SLOTS_DAMAGED = Gauge "slots_damaged", "Slots found damaged when the store was opened, and not healed since.";
+    CHECKSUM_ERRORS_TOTAL = Counter "checksum_errors_total", "Damaged slots found since the process started, by place.";
     SLOTS_CAPACITY = Gauge "slots_capacity", "Slots that a shard has formatted; it grows when they are used up.";
     SLOTS_USED = Gauge "slots_used", "Slots that hold a record.";
     SHARD_FILE_BYTES = Gauge "shard_file_bytes", "Size of a shard's file.";

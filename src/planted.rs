@@ -18,6 +18,8 @@ pub enum Bug {
     ScanNotNoted,
     /// An overflow is forgotten: the latch is cleared and no scan follows.
     OverflowIgnored,
+    /// The follower does not note that it is inside a batch.
+    BatchNotNoted,
     /// A sender forgets that a part of a frame is out.
     HalfFrameForgotten,
     /// The follower sets its watermark with the first batch of a scan.

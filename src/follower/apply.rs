@@ -2,7 +2,8 @@
 //!
 //! Always true:
 //! - the watermark never goes back within an epoch, and names a seq up to which everything is held;
-//! - before the first image of a scan is applied, the store notes that its state is no prefix;
+//! - before the first image of a batch is applied, the store notes that its state is no prefix until
+//!   the batch (or the scan) is through, so that a crash or a bad record half-way leaves no false claim;
 //! - records of the stream are taken only if they follow the watermark without a hole.
 
 use crate::links::Totals;
@@ -103,6 +104,10 @@ impl Applier {
                 return Err(LinkError::SeqGap { found, wanted: Seq(last.0 + 1) });
             }
             last = found;
+        }
+        if !is_planted(Bug::BatchNotNoted) {
+            let consistent_at = self.progress.consistent_at.max(last);
+            self.set(store, Progress { consistent_at, ..self.progress });
         }
         self.apply(store, totals, records)?;
         self.set(store, Progress { seq: last, ..self.progress });

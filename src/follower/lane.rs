@@ -144,7 +144,8 @@ impl Lane {
         let result = match &mut self.state {
             State::Up(up) => {
                 up.is_send_due = true;
-                up.link.check_deadlines(env).map_err(LaneError::from)
+                // What the leader said while this thread did not run is still to be read.
+                if up.is_readable { Ok(()) } else { up.link.check_deadlines(env).map_err(LaneError::from) }
             }
             State::Paused { .. } if is_due => {
                 self.attempts = self.attempts.wrapping_add(1);

@@ -2,7 +2,7 @@
 //!
 //! [`link`] is one connection's state machine (no I/O, no clock of its own); [`apply`] is what it does
 //! to the store and what it knows of its own progress. [`pool`] is the thread and the sockets around
-//! the links of all shards, [`probe`] asks a leader who it is before there is a store.
+//! the links of all shards, [`probe()`] asks a leader who it is before there is a store.
 //!
 //! Memory per link: one receive buffer of [`Options::receive_buffer_bytes`], touched as far as it is used.
 
@@ -24,6 +24,9 @@ pub use probe::{LeaderInfo, ProbeError, probe};
 
 use crate::slot::ShardIndex;
 use crate::wire::frame::{HEADER_SIZE, PAYLOAD_SIZE_MAX};
+
+/// Room in a receive buffer beside the largest frame, so that the next frame's begin comes with it.
+const RECEIVE_AHEAD_BYTES: usize = 64 * 1024;
 
 /// How a follower follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +65,7 @@ impl Default for Options {
             back_off_min: Duration::from_millis(100),
             back_off_max: Duration::from_secs(5),
             back_off_reset_after: Duration::from_secs(10),
-            receive_buffer_bytes: 2 * (HEADER_SIZE + PAYLOAD_SIZE_MAX),
+            receive_buffer_bytes: HEADER_SIZE + PAYLOAD_SIZE_MAX + RECEIVE_AHEAD_BYTES,
         }
     }
 }

@@ -101,11 +101,12 @@ fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
 }
 
 fn publish_shards(view: &View, store: &Store) {
-    let mut epoch = 0;
+    let (mut epoch, mut damaged) = (0, 0);
     for &shard in view.shards() {
         let stats = store.stats(shard);
         let label = shard.to_string();
         epoch = epoch.max(stats.epoch);
+        damaged += stats.slots_damaged;
         if view.role == Role::Leader {
             gauge!(names::REPLICATION_SEQ, "shard" => label.clone()).set(float(stats.seq));
         } else {
@@ -119,6 +120,8 @@ fn publish_shards(view: &View, store: &Store) {
         gauge!(names::SLOTS_DAMAGED, "shard" => label.clone()).set(float(stats.slots_damaged));
         counter!(names::WRITE_REJECTED_TOTAL, "reason" => "full", "shard" => label).absolute(stats.rejected);
     }
+    // A counter never falls: slots that were healed meanwhile stay counted.
+    counter!(names::CHECKSUM_ERRORS_TOTAL, "where" => "slot").absolute(damaged);
     gauge!(names::EPOCH).set(float(epoch));
 }
 

@@ -2,12 +2,13 @@
 //!
 //! The processes are real ones of this very executable, at ports the kernel picks.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
+use super::process::{ports_file, start_process, terminate};
 use super::redis::{Client, Reply};
 use super::{Verdict, fetch, status, verify};
 use crate::status::{Addresses, Status};
@@ -80,11 +81,12 @@ pub fn run(keep: bool, stop: &Stop) -> Result<Verdict, DemoError> {
 }
 
 fn say(text: std::fmt::Arguments<'_>) {
-    println!("{text}");
+    // Whoever listened may be gone; the story still ends as it should.
+    drop(writeln!(io::stdout(), "{text}"));
 }
 
 fn chapter(title: &str) {
-    println!("\n== {title}");
+    say(format_args!("\n== {title}"));
 }
 
 /// One process.
@@ -446,37 +448,4 @@ fn expect(what: &'static str, found: &Reply, wanted: &Reply) -> Result<(), DemoE
         return Ok(());
     }
     Err(DemoError::Unexpected { what, found: format!("{found:?}"), wanted: format!("{wanted:?}") })
-}
-
-fn ports_file(directory: &Path) -> PathBuf {
-    directory.with_extension("ports")
-}
-
-fn start_process(directory: &Path, arguments: &[String]) -> io::Result<Child> {
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(directory.with_extension("log"))?;
-    let mut command = Command::new(std::env::current_exe()?);
-    // The demo's own, whatever the environment says.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SLOTSTREAM_"))
-    {
-        command.env_remove(name);
-    }
-    command
-        .args(arguments)
-        .arg("--data-dir")
-        .arg(directory)
-        .arg("--ports-file")
-        .arg(ports_file(directory))
-        .args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log);
-    // In a group of its own, so that Ctrl-C reaches the demo alone and it can clean up.
-    std::os::unix::process::CommandExt::process_group(&mut command, 0);
-    command.spawn()
-}
-
-fn terminate(child: &Child) -> io::Result<()> {
-    let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
-    let pid = pid.ok_or_else(|| io::Error::other("no process id"))?;
-    Ok(rustix::process::kill_process(pid, rustix::process::Signal::TERM)?)
 }

@@ -5,6 +5,7 @@ pub mod bench;
 pub mod demo;
 mod fetch;
 pub mod files;
+mod process;
 mod redis;
 pub mod status;
 pub mod verify;

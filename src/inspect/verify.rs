@@ -143,7 +143,7 @@ fn compare_shard(a: &Store, b: &Store, shard: ShardIndex) -> ShardComparison {
         differences: 0,
         first: Vec::new(),
     };
-    if is_held(a, shard) != is_held(b, shard) {
+    if (is_untouched(a, shard) || is_untouched(b, shard)) && extents[0].seq != extents[1].seq {
         comparison.result = NOT_HELD;
         return comparison;
     }
@@ -163,9 +163,9 @@ fn compare_shard(a: &Store, b: &Store, shard: ShardIndex) -> ShardComparison {
     comparison
 }
 
-/// Whether anything ever happened in the shard; nothing does in one that a follower does not carry.
-fn is_held(store: &Store, shard: ShardIndex) -> bool {
-    store.stats(shard).seq > 0 || store.progress(shard) != Progress::default()
+/// Whether nothing ever happened in the shard, as in one that a follower does not carry.
+fn is_untouched(store: &Store, shard: ShardIndex) -> bool {
+    store.stats(shard).seq == 0 && store.progress(shard) == Progress::default()
 }
 
 /// What one side has in a slot.
@@ -220,14 +220,10 @@ fn print_comparison(report: &Comparison, out: &mut impl Write) -> io::Result<()>
             }
         }
     }
-    let not_held: Vec<String> = report
-        .shards
-        .iter()
-        .filter(|shard| shard.result == NOT_HELD)
-        .map(|shard| shard.shard.to_string())
-        .collect();
+    let not_held: Vec<u16> =
+        report.shards.iter().filter(|shard| shard.result == NOT_HELD).map(|shard| shard.shard).collect();
     if !not_held.is_empty() {
-        writeln!(out, "held by one side only, not compared: shard {}", not_held.join(", "))?;
+        writeln!(out, "held by one side only, not compared: shards {}", ranges(&not_held))?;
     }
     writeln!(
         out,
@@ -242,7 +238,73 @@ fn print_comparison(report: &Comparison, out: &mut impl Write) -> io::Result<()>
     )
 }
 
+/// Rising indexes, written as `0,2-3`.
+fn ranges(indexes: &[u16]) -> String {
+    let runs = indexes.chunk_by(|one, next| *next == one + 1);
+    let run = |run: &[u16]| match run {
+        [first, .., last] => format!("{first}-{last}"),
+        _ => run.iter().map(u16::to_string).collect(),
+    };
+    runs.map(run).collect::<Vec<_>>().join(",")
+}
+
 fn write_json(out: &mut impl Write, report: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer_pretty(&mut *out, report).map_err(io::Error::other)?;
     writeln!(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slot::Geometry;
+
+    #[test]
+    fn runs_of_shards_are_short() {
+        assert_eq!(ranges(&[0, 2, 3, 4, 7]), "0,2-4,7");
+        assert_eq!(ranges(&[]), "");
+    }
+
+    /// A closed store of one shard with these records.
+    fn store(directory: &Path, store_id: uuid::Uuid, records: &[(&str, &str)]) {
+        let geometry =
+            Geometry { shard_count: 1, key_size_max: 16, value_size_max: 16, shard_prefix_bits: 0 };
+        let options = Options { store_id: Some(store_id), ..Options::create(geometry) };
+        let store = Store::open(directory, options).expect("opens");
+        for (key, value) in records {
+            store.put(key.as_bytes(), value.as_bytes()).expect("put");
+        }
+        store.close();
+    }
+
+    fn compared(first: &Path, second: &Path) -> (Verdict, String) {
+        let mut text = Vec::new();
+        let verdict = compare(first, second, false, &mut text).expect("both are stores");
+        (verdict, String::from_utf8(text).expect("text"))
+    }
+
+    #[test]
+    fn a_difference_is_shown_and_a_missing_shard_is_no_equality() {
+        let directory = tempfile::tempdir().expect("temp dir");
+        let at = |name: &str| directory.path().join(name);
+        let id = uuid::Uuid::from_u128(7);
+        store(&at("a"), id, &[("k", "v"), ("l", "w")]);
+        store(&at("same"), id, &[("k", "v"), ("l", "w")]);
+        store(&at("other"), id, &[("k", "v"), ("l", "x")]);
+        store(&at("empty"), id, &[]);
+        store(&at("foreign"), uuid::Uuid::from_u128(8), &[]);
+        assert_eq!(compared(&at("a"), &at("same")).0, Verdict::Good);
+        let (verdict, text) = compared(&at("a"), &at("other"));
+        assert_eq!(verdict, Verdict::Bad);
+        assert!(
+            text.contains("1 of") && text.contains("DIFFER") && text.contains("seq 2 key \"l\""),
+            "{text}"
+        );
+        let (verdict, text) = compared(&at("a"), &at("empty"));
+        assert_eq!(verdict, Verdict::Bad);
+        assert!(text.contains("not compared: shards 0"), "{text}");
+        assert!(matches!(
+            compare(&at("a"), &at("foreign"), false, &mut Vec::new()),
+            Err(ToolError::OtherStore { .. })
+        ));
+    }
 }

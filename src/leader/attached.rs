@@ -22,6 +22,9 @@ use super::registry::Seat;
 use super::scan::{AckWindow, ScanSender, ScanStep, payload_size_max};
 use super::stream::RingFrame;
 
+/// What an outbox keeps of its memory once the scan is through.
+const CONTROL_BYTES_KEPT: usize = 256;
+
 /// A link past its Hello.
 #[derive(Debug)]
 pub(super) struct Attached {
@@ -32,6 +35,8 @@ pub(super) struct Attached {
     /// The last seq sent in order: a scan's `through` once it is done, then each record of the ring.
     seq_sent: Seq,
     seq_acked: Seq,
+    /// The shard's head when it was last asked for: seldom, since that takes the shard's lock.
+    head_seen: Seq,
     /// The follower's state is a prefix of ours from here on; `Seq::MAX` during a scan.
     consistent_at: Seq,
     window: AckWindow,
@@ -98,6 +103,8 @@ impl Attached {
         cell.applied_seq.store(since.0, Relaxed);
         cell.last_io_unix_ms.store(env.now.unix_ms, Relaxed);
         env.links.add(Arc::clone(&cell));
+        let (follower, head) = (hello.follower_id, through.0);
+        tracing::info!(shard = shard.0, %follower, %peer, since = since.0, head, "follower attached");
         let mut lag = LagSamples::default();
         lag.sample(env.now.unix_ms, through);
         Self {
@@ -107,6 +114,7 @@ impl Attached {
             flow: Flow::Scan(ScanSender::new(env.store, shard, since, through, env.now)),
             seq_sent: since,
             seq_acked: since,
+            head_seen: through,
             consistent_at: Seq::MAX,
             window: AckWindow::default(),
             lag,
@@ -170,6 +178,7 @@ impl Attached {
         match step {
             ScanStep::Batch => {
                 scan.publish(&self.shown.cell);
+                self.shown.cell.bytes.fetch_add(out.len() as u64, Relaxed);
                 Ok(Next::Frame)
             }
             ScanStep::Wait => Ok(Next::Nothing),
@@ -192,6 +201,9 @@ impl Attached {
         // The scan read slots that writers changed meanwhile, none of them later than this.
         self.consistent_at = env.store.head(self.shard);
         assert!(self.consistent_at >= through && through >= self.seq_sent, "a shard's head went back");
+        self.head_seen = self.consistent_at;
+        // A stream needs no room for batches.
+        out.shrink_to(CONTROL_BYTES_KEPT);
         ScanDone { through, consistent_at: self.consistent_at }.push(out, self.epoch);
         self.seq_sent = through;
         self.flow = Flow::Stream;
@@ -247,7 +259,9 @@ impl Attached {
         if ack.applied >= self.consistent_at && !matches!(self.flow, Flow::Scan(_)) {
             self.shown.cell.set_phase(Phase::Stream);
         }
-        self.publish(env);
+        self.shown.cell.applied_seq.store(self.seq_acked.0, Relaxed);
+        self.shown.cell.last_io_unix_ms.store(env.now.unix_ms, Relaxed);
+        self.publish_lag(env);
         if has_moved {
             env.links.notify_ack();
         }
@@ -257,29 +271,27 @@ impl Attached {
     /// Takes a heartbeat.
     pub(super) fn heartbeat(&mut self, _heartbeat: Heartbeat, env: Env<'_>) {
         env.links.totals.heartbeats_received.fetch_add(1, Relaxed);
-        self.publish(env);
+        self.shown.cell.last_io_unix_ms.store(env.now.unix_ms, Relaxed);
     }
 
     /// Appends our heartbeat.
     pub(super) fn push_heartbeat(&mut self, out: &mut Vec<u8>, env: Env<'_>) {
-        let heartbeat = Heartbeat { seq: env.store.head(self.shard), unix_ms: env.now.unix_ms };
-        heartbeat.push(out, self.epoch);
+        self.publish(env);
+        Heartbeat { seq: self.head_seen, unix_ms: env.now.unix_ms }.push(out, self.epoch);
         env.links.totals.heartbeats_sent.fetch_add(1, Relaxed);
+    }
+
+    /// Asks for the head and publishes what changes even while the follower is silent.
+    pub(super) fn publish(&mut self, env: Env<'_>) {
+        self.head_seen = env.store.head(self.shard);
+        self.shown.cell.ring_used.store(self.ring.used() as u64, Relaxed);
         self.publish_lag(env);
     }
 
-    fn publish(&mut self, env: Env<'_>) {
-        self.shown.cell.applied_seq.store(self.seq_acked.0, Relaxed);
-        self.shown.cell.last_io_unix_ms.store(env.now.unix_ms, Relaxed);
-        self.publish_lag(env);
-    }
-
-    /// Publishes what changes even while the follower is silent.
-    pub(super) fn publish_lag(&mut self, env: Env<'_>) {
-        let head = env.store.head(self.shard);
+    fn publish_lag(&mut self, env: Env<'_>) {
+        let head = self.head_seen.max(self.seq_sent);
         self.lag.sample(env.now.unix_ms, head);
-        let cell = &self.shown.cell;
-        cell.lag_ms.store(self.lag.lag_ms(env.now.unix_ms, self.seq_acked, head), Relaxed);
-        cell.ring_used.store(self.ring.used() as u64, Relaxed);
+        let lag_ms = self.lag.lag_ms(env.now.unix_ms, self.seq_acked, head);
+        self.shown.cell.lag_ms.store(lag_ms, Relaxed);
     }
 }

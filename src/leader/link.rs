@@ -341,7 +341,7 @@ impl Link {
     /// Publishes figures that change even while the follower is silent; for now and then.
     pub fn publish(&mut self, env: Env<'_>) {
         if let State::Attached(attached) = &mut self.state {
-            attached.publish_lag(env);
+            attached.publish(env);
         }
     }
 }

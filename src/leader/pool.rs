@@ -42,6 +42,8 @@ const TIMER_SLACK_NS: NonZeroU64 = NonZeroU64::new(1000).expect("not zero");
 const SEND_BUDGET: usize = 256 * 1024;
 /// Receives of one link before the others have their turn.
 const RECEIVES_MAX: usize = 4;
+/// Connections accepted before the links have their turn.
+const ACCEPTS_MAX: usize = 64;
 /// How often a busy thread looks at deadlines and publishes figures.
 const PASS_INTERVAL: Duration = Duration::from_millis(100);
 /// How soon accepting is tried again after the system refused it.
@@ -286,6 +288,10 @@ impl Worker {
             let Some(connection) = place else { continue };
             connection.is_send_due = true;
             connection.link.publish(env);
+            if connection.is_readable {
+                // What it said while this thread did not run is still to be read: it is not silent.
+                continue;
+            }
             if let Err(error) = connection.link.check_deadlines(env) {
                 self.complaints.link_ended(&connection.link, &error, env);
                 *place = None;
@@ -336,7 +342,10 @@ impl Worker {
 
     fn accept(&mut self, now: Now) {
         let Some(mut accepting) = self.accepting.take() else { return };
-        while accepting.retry_at.is_some_and(|at| now.monotonic >= at) {
+        for _ in 0..ACCEPTS_MAX {
+            if accepting.retry_at.is_none_or(|at| now.monotonic < at) {
+                break;
+            }
             match accepting.listener.accept() {
                 Ok((stream, peer)) => {
                     let Some(connection) = self.shared.connection(stream, peer, now) else { continue };
@@ -428,7 +437,7 @@ impl Complaints {
         if error.is_protocol() {
             env.links.totals.protocol_errors.fetch_add(1, Relaxed);
         }
-        if let Some(shard) = shard {
+        if let Some(shard) = shard.filter(|_| !error.is_protocol()) {
             tracing::info!(%peer, shard, "link ended: {error}");
             return;
         }

@@ -36,6 +36,16 @@ pub(super) fn reserve(option: &str, address: SocketAddr) -> anyhow::Result<Reser
     Ok(Reserved { address, _socket: socket })
 }
 
+/// Removes what an earlier run wrote: whoever sees the file must be able to trust it.
+pub(super) fn remove_ports_file(path: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot replace {} (--ports-file)", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Writes the bound addresses for whoever started this node at port 0. In one step: whoever sees the
 /// file sees all of it.
 pub(super) fn write_ports_file(path: &Path, addresses: &Addresses) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@
 
 mod follow;
 mod lead;
+mod limits;
 mod listen;
 mod log;
 mod progress;
@@ -60,8 +61,12 @@ fn start_base(
         http_listen: http_listener.local_addr()?,
         replication_listen: replication.map(TcpListener::local_addr).transpose()?,
     };
+    if let Some(path) = &common.ports_file {
+        listen::remove_ports_file(path)?;
+    }
     let bars = MultiProgress::new();
     log::init(&common.log_level, common.log_format, &bars)?;
+    limits::raise_descriptors();
     let stop = Stop::new();
     signals::set_on_signals(&stop).context("signals cannot be handled")?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());

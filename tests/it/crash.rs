@@ -123,3 +123,28 @@ fn heavy_a_follower_stopped_until_its_link_is_dead_comes_back_by_a_delta() {
         leader.get("/metrics").1.contains("slotstream_connected_followers{state=\"stream\"} 1")
     });
 }
+
+#[test]
+fn followers_of_a_leader_that_came_back_empty_keep_their_data() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let (mut leader, followers) = start(directory.path(), 1, &[]);
+    let mut client = leader.client();
+    for number in 0..100 {
+        assert_eq!(client.call(&["SET", &format!("key:{number}"), "value"]).text(), "OK");
+    }
+    let follower = &followers[0];
+    wait_in_sync(&leader, follower);
+    leader.kill();
+    std::fs::remove_dir_all(&leader.directory).expect("the leader's directory goes away");
+    leader.restart();
+    assert_eq!(leader.client().call(&["SET", "key:0", "another"]).text(), "OK");
+    wait_until("the follower has been refused", PATIENCE, || {
+        let status = follower.status();
+        status["shards"].as_array().expect("shards").iter().all(|shard| shard["phase"] == "refused")
+    });
+    assert!(follower.status()["shards"][0]["reason"].as_str().is_some_and(|reason| !reason.is_empty()));
+    let mut reader = follower.client();
+    assert_eq!(reader.call(&["GET", "key:0"]).text(), "value");
+    assert_eq!(reader.call(&["DBSIZE"]), crate::harness::Reply::Integer(100));
+    assert_eq!(follower.get("/follower?max_lag=1s").0, 503);
+}

@@ -146,6 +146,15 @@ impl Node {
     }
 
     fn start(role: &'static str, directory: &Path, arguments: Vec<String>, ports: Option<Ports>) -> Self {
+        Self::try_start(role, directory, arguments, ports).unwrap_or_else(|problem| panic!("{problem}"))
+    }
+
+    fn try_start(
+        role: &'static str,
+        directory: &Path,
+        arguments: Vec<String>,
+        ports: Option<Ports>,
+    ) -> Result<Self, String> {
         let ports_file = beside(directory, "ports");
         let log = std::fs::OpenOptions::new()
             .create(true)
@@ -181,19 +190,27 @@ impl Node {
                 child.kill().expect("a child of ours can be killed");
                 child.wait().expect("a killed child ends");
             }
-            panic!("{role} on {directory:?} did not serve ({ended:?}); its log:\n{}", log_of(directory));
+            return Err(format!(
+                "{role} on {directory:?} did not serve ({ended:?}); its log:\n{}",
+                log_of(directory)
+            ));
         }
         let text = std::fs::read_to_string(&ports_file).expect("ports file is readable");
         let ports = serde_json::from_str(&text).expect("ports file is JSON");
-        Self { directory: directory.to_owned(), ports, role, arguments, child }
+        Ok(Self { directory: directory.to_owned(), ports, role, arguments, child })
     }
 
     /// Starts the node again with the same arguments, directory and ports. It must have ended.
     pub(crate) fn restart(&mut self) {
         assert!(self.child.try_wait().expect("a child of ours").is_some(), "{} still runs", self.role);
-        let ports = Some(self.ports);
-        let next = Self::start(self.role, &self.directory, self.arguments.clone(), ports);
-        drop(std::mem::replace(self, next));
+        // Meanwhile the kernel may have lent one of our ports to a connection of another test.
+        let mut next = Err(String::new());
+        let started = poll(PATIENCE, || {
+            next = Self::try_start(self.role, &self.directory, self.arguments.clone(), Some(self.ports));
+            !matches!(&next, Err(problem) if problem.trim_end().ends_with("(os error 98)"))
+        });
+        assert!(started, "a port stays in use");
+        drop(std::mem::replace(self, next.unwrap_or_else(|problem| panic!("{problem}"))));
     }
 
     /// The process id.

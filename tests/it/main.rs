@@ -7,6 +7,7 @@ mod cli;
 mod crash;
 mod demo;
 mod disk;
+mod expiry;
 mod garbage;
 mod harness;
 mod http;

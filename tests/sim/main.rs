@@ -2,10 +2,12 @@
 //!
 //! Real stores, real links, a simulated network and clock; one seed decides all of a run. A run that
 //! fails prints the command that replays it. `SIM_SEEDS` sets how many seeds are run.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#![expect(clippy::unwrap_used, reason = "a test may end this way")]
 
 mod history;
 mod network;
+mod peers;
 #[cfg(feature = "planted-bugs")]
 mod planted;
 mod random;

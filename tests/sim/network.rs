@@ -2,7 +2,7 @@
 //!
 //! A send takes any part of what fits; sent bytes can be read only once they were delivered; a read
 //! gets any part of what was delivered. A cut connection loses what was not delivered; a frozen one
-//! delivers nothing more and tells nobody.
+//! delivers nothing more and tells nobody; a noisy one flips a bit now and then.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -32,6 +32,8 @@ struct Shared {
     to_leader: Pipe,
     to_follower: Pipe,
     health: Health,
+    /// Deliveries in a hundred that flip a bit.
+    noise_percent: usize,
 }
 
 /// A connection, as the network sees it; clones are the same connection.
@@ -39,9 +41,9 @@ struct Shared {
 pub(crate) struct Connection(Rc<RefCell<Shared>>);
 
 impl Connection {
-    pub(crate) fn new(capacity: usize) -> Self {
+    pub(crate) fn new(capacity: usize, noise_percent: usize) -> Self {
         let pipe = || Pipe { bytes: VecDeque::new(), delivered: 0, capacity };
-        let shared = Shared { to_leader: pipe(), to_follower: pipe(), health: Health::Good };
+        let shared = Shared { to_leader: pipe(), to_follower: pipe(), health: Health::Good, noise_percent };
         Self(Rc::new(RefCell::new(shared)))
     }
 
@@ -51,10 +53,14 @@ impl Connection {
         if shared.health != Health::Good {
             return;
         }
-        let Shared { to_leader, to_follower, .. } = &mut *shared;
+        let Shared { to_leader, to_follower, noise_percent, .. } = &mut *shared;
         for pipe in [to_leader, to_follower] {
             let waiting = pipe.bytes.len() - pipe.delivered;
-            pipe.delivered += if is_all { waiting } else { random.below(waiting + 1) };
+            let part = if is_all { waiting } else { random.below(waiting + 1) };
+            if part > 0 && random.percent(*noise_percent) {
+                pipe.bytes[pipe.delivered + random.below(part)] ^= 1 << random.below(8);
+            }
+            pipe.delivered += part;
         }
     }
 
@@ -74,6 +80,11 @@ impl Connection {
         if shared.health == Health::Good {
             shared.health = Health::Frozen;
         }
+    }
+
+    /// From now on every bit arrives as it was sent.
+    pub(crate) fn be_quiet(&self) {
+        self.0.borrow_mut().noise_percent = 0;
     }
 
     pub(crate) fn is_same(&self, other: &Self) -> bool {

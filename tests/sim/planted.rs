@@ -29,7 +29,8 @@ fn assert_found(bug: Bug) {
     let found = (0..SEEDS_MAX).find_map(|seed| try_run(seed).err().map(|failure| (seed, failure)));
     plant(None);
     let Some((seed, failure)) = found else { panic!("{bug:?} was not found in {SEEDS_MAX} seeds") };
-    let text = failure.downcast_ref::<String>().map_or("(no text)", String::as_str);
+    let text = failure.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| failure.downcast_ref::<&str>().copied()).unwrap_or("(no text)");
     println!("{bug:?} found by seed {seed}: {text}");
 }
 
@@ -46,6 +47,7 @@ planted! {
     overflow_is_forgotten: OverflowIgnored,
     follower_is_consistent_at_once: ConsistentAtOnce,
     scan_is_not_noted: ScanNotNoted,
+    batch_is_not_noted: BatchNotNoted,
     stale_image_is_applied: StaleImageApplied,
     former_key_is_kept: FormerKeyKept,
     half_frame_is_forgotten: HalfFrameForgotten,

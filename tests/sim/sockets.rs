@@ -6,25 +6,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use slotstream::follower::{self, Follower, ProbeError, probe};
+use slotstream::follower::{self, Follower};
 use slotstream::leader::{self, Leader};
 use slotstream::links::{Links, Phase};
 use slotstream::stop::Stop;
 use slotstream::store::{Options, Store};
 use slotstream::{Geometry, ShardIndex};
 
-const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-fn geometry(shard_count: u16) -> Geometry {
+pub(crate) fn geometry(shard_count: u16) -> Geometry {
     Geometry { shard_count, key_size_max: 16, value_size_max: 64, shard_prefix_bits: 0 }
 }
 
-fn store(geometry: Geometry, id: Option<uuid::Uuid>) -> Arc<Store> {
+pub(crate) fn store(geometry: Geometry, id: Option<uuid::Uuid>) -> Arc<Store> {
     let options = Options { store_id: id, ..Options::memory(geometry, 100_000) };
     Arc::new(Store::open(std::path::Path::new("unused"), options).unwrap())
 }
 
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !condition() {
         assert!(Instant::now() < deadline, "waited {DEADLINE:?} until {what}");
@@ -32,21 +32,25 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-struct Node<T> {
-    store: Arc<Store>,
-    links: Arc<Links>,
-    stop: Stop,
+pub(crate) struct Node<T> {
+    pub(crate) store: Arc<Store>,
+    pub(crate) links: Arc<Links>,
+    pub(crate) stop: Stop,
     role: Option<T>,
 }
 
-fn start_leader(store: &Arc<Store>, options: leader::Options) -> Node<Leader> {
+pub(crate) fn start_leader(store: &Arc<Store>, options: leader::Options) -> Node<Leader> {
     let (links, stop) = (Links::new(), Stop::new());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let role = Leader::start(Arc::clone(store), listener, options, Arc::clone(&links), stop.clone()).unwrap();
     Node { store: Arc::clone(store), links, stop, role: Some(role) }
 }
 
-fn start_follower(store: &Arc<Store>, leader: SocketAddr, options: follower::Options) -> Node<Follower> {
+pub(crate) fn start_follower(
+    store: &Arc<Store>,
+    leader: SocketAddr,
+    options: follower::Options,
+) -> Node<Follower> {
     let (links, stop) = (Links::new(), Stop::new());
     let role =
         Follower::start(Arc::clone(store), leader.to_string(), options, Arc::clone(&links), stop.clone())
@@ -55,7 +59,7 @@ fn start_follower(store: &Arc<Store>, leader: SocketAddr, options: follower::Opt
 }
 
 impl Node<Leader> {
-    fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.role.as_ref().unwrap().address()
     }
 }
@@ -83,7 +87,7 @@ fn images(store: &Store, shard: ShardIndex) -> Vec<u8> {
     out
 }
 
-fn put(store: &Store, key: u64, value: u64) {
+pub(crate) fn put(store: &Store, key: u64, value: u64) {
     store.put(&key.to_le_bytes(), &value.to_le_bytes()).unwrap();
 }
 
@@ -234,90 +238,13 @@ fn another_stores_follower_is_refused_and_keeps_its_data() {
     put(&store_f, 5, 5);
     let before = images(&store_f, ShardIndex(0));
     let follower = start_follower(&store_f, leader.address(), follower::Options::default());
-    let cell = &follower.links.all()[0];
     wait_until("the link is refused", || {
         follower.links.all().iter().all(|cell| cell.phase() == Phase::Refused)
     });
-    let _ = cell;
     let reason = follower.links.all()[0].reason.lock().clone();
     assert!(reason.contains("follower holds data of store"), "{reason}");
     assert_eq!(images(&store_f, ShardIndex(0)), before);
     assert_eq!(leader.links.totals.full_scans.load(Ordering::Relaxed), 0);
-}
-
-#[test]
-fn a_probe_learns_the_leaders_sizes() {
-    let store_l = store(geometry(3), None);
-    let leader = start_leader(&store_l, leader::Options { resp_port: 6379, ..Default::default() });
-    let info = probe(&leader.address().to_string(), Duration::from_secs(5)).unwrap();
-    assert_eq!(info.geometry, geometry(3));
-    assert_eq!(info.store_id, store_l.store_id());
-    assert_eq!(info.resp_port, 6379);
-}
-
-#[test]
-fn a_probe_of_another_protocols_port_says_so() {
-    for (answer, wanted) in [
-        (&b"-ERR unknown command 'SLOTSTREAM', with args beginning with:\r\n"[..], "Redis protocol"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "speaks HTTP"),
-    ] {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let server = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut line = [0; 12];
-            stream.read_exact(&mut line).unwrap();
-            stream.write_all(answer).unwrap();
-            // Closing with unread bytes would reset the connection and lose the answer.
-            stream.shutdown(std::net::Shutdown::Write).unwrap();
-            std::io::copy(&mut stream, &mut std::io::sink()).ok();
-        });
-        let error = probe(&address, Duration::from_secs(5)).unwrap_err();
-        assert!(error.is_permanent() && error.to_string().contains(wanted), "{error}");
-        server.join().unwrap();
-    }
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let error = probe(&address, Duration::from_millis(50)).unwrap_err();
-    assert!(matches!(error, ProbeError::Timeout { .. }) && !error.is_permanent(), "{error}");
-    drop(listener);
-    let error = probe(&address, Duration::from_secs(5)).unwrap_err();
-    assert!(matches!(error, ProbeError::Connect { .. }), "{error}");
-}
-
-#[test]
-fn foreign_clients_are_closed_at_once_and_counted() {
-    let store_l = store(geometry(1), None);
-    let leader = start_leader(&store_l, leader::Options::default());
-    let clients = [
-        &b"PING\r\n"[..],
-        b"*1\r\n$4\r\nPING\r\n",
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"\x16\x03\x01\x02\x00",
-        b"\0\0\0",
-    ];
-    for bytes in clients {
-        let mut stream = TcpStream::connect(leader.address()).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        stream.write_all(bytes).unwrap();
-        let started = Instant::now();
-        let read = stream.read(&mut [0; 10]);
-        assert!(matches!(read, Ok(0)) || read.is_err(), "{read:?}");
-        assert!(started.elapsed() < Duration::from_secs(4), "closed by the deadline only");
-    }
-    let errors = leader.links.totals.protocol_errors.load(Ordering::Relaxed);
-    assert_eq!(errors, clients.len() as u64);
-}
-
-#[test]
-fn a_connection_that_says_half_a_hello_is_closed_at_its_deadline() {
-    let store_l = store(geometry(1), None);
-    let options = leader::Options { handshake_timeout: Duration::from_millis(100), ..Default::default() };
-    let leader = start_leader(&store_l, options);
-    let mut stream = TcpStream::connect(leader.address()).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    stream.write_all(b"SLOTSTREAM\r\n\x48\0\0\0\x01").unwrap();
-    assert_eq!(stream.read(&mut [0; 10]).unwrap_or(0), 0);
 }
 
 #[test]
@@ -334,4 +261,57 @@ fn both_ends_stop_at_once_when_told_to() {
     follower.role.take().unwrap().join();
     assert!(started.elapsed() < Duration::from_secs(1), "stopping took {:?}", started.elapsed());
     assert!(leader.store.stats(ShardIndex(0)).rings == 0 && follower.store.is_read_only());
+}
+
+#[test]
+fn many_sender_threads_serve_one_store_and_a_name_is_looked_up() {
+    let store_l = store(geometry(8), None);
+    let leader = start_leader(&store_l, leader::Options { threads: 3, ..Default::default() });
+    let store_f = store(geometry(8), Some(store_l.store_id()));
+    let (links, stop) = (Links::new(), Stop::new());
+    let address = format!("localhost:{}", leader.address().port());
+    let options = follower::Options { back_off_min: Duration::from_millis(1), ..Default::default() };
+    let role =
+        Follower::start(Arc::clone(&store_f), address, options, Arc::clone(&links), stop.clone()).unwrap();
+    for round in 0..10 {
+        for key in 0..1_000 {
+            put(&store_l, key, round);
+        }
+    }
+    wait_until("all is there", || is_equal(&store_l, &store_f));
+    assert_equal(&store_l, &store_f);
+    stop.set();
+    role.join();
+}
+
+struct Bell(std::sync::mpsc::Sender<()>);
+
+impl std::task::Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.0.send(()).ok();
+    }
+}
+
+#[test]
+fn a_waiter_is_woken_when_followers_have_acknowledged() {
+    let store_l = store(geometry(1), None);
+    let leader = start_leader(&store_l, leader::Options::default());
+    let stores: Vec<_> = (0..2).map(|_| store(geometry(1), Some(store_l.store_id()))).collect();
+    let followers: Vec<_> = stores
+        .iter()
+        .map(|store| start_follower(store, leader.address(), follower::Options::default()))
+        .collect();
+    let (sender, bell) = std::sync::mpsc::channel();
+    let waker = std::task::Waker::from(Arc::new(Bell(sender)));
+    for value in 0..200 {
+        let seq = store_l.put(b"key", &[value]).unwrap();
+        loop {
+            leader.links.on_ack(waker.clone());
+            if leader.links.acked(ShardIndex(0), seq) == followers.len() {
+                break;
+            }
+            bell.recv_timeout(DEADLINE).expect("a wake for each Ack");
+        }
+    }
+    assert_eq!(leader.links.acked(ShardIndex(0), slotstream::Seq(201)), 0);
 }
