@@ -250,6 +250,21 @@ impl Window {
         true
     }
 
+    /// Loads a cache line into registers. A line that went through memory would have to be written
+    /// back before wider loads could read it, and a search would wait for all that came before it.
+    #[inline]
+    #[must_use]
+    pub fn load_line(&self, index: usize) -> Option<[u64; LINE_WORDS]> {
+        let len = self.memory.len.load(Ordering::Acquire);
+        let offset =
+            index.checked_mul(LINE_SIZE).filter(|offset| *offset < len && LINE_SIZE <= len - *offset)?;
+        // SAFETY: in bounds as checked above.
+        let line = unsafe { self.memory.base.add(offset).cast::<[AtomicU64; LINE_WORDS]>() };
+        // SAFETY: in bounds and aligned: the base is, and so is the offset; stores there are atomic.
+        let line = unsafe { line.as_ref() };
+        Some(std::array::from_fn(|place| line[place].load(Ordering::Relaxed)))
+    }
+
     /// Starts loading the cache line at an offset.
     #[inline]
     pub fn prefetch(&self, offset: usize) {

@@ -318,8 +318,7 @@ impl IndexWindow {
     /// Calls `f` with the slots of the home bucket that may hold a key with this hash.
     #[inline]
     pub fn candidates(&self, bucket_count: usize, hash: u32, mut f: impl FnMut(SlotIndex)) {
-        let mut line = [0; BUCKET_ENTRIES];
-        if self.window.load(home(hash, bucket_count) * LINE_SIZE, &mut line) {
+        if let Some(line) = self.window.load_line(home(hash, bucket_count)) {
             find_in(&line, hash, |slot| {
                 f(slot);
                 false
@@ -340,10 +339,7 @@ impl IndexWindow {
         const SEARCH_MAX: usize = 64;
         let mut bucket = home(hash, bucket_count);
         for _ in 0..SEARCH_MAX {
-            let mut line = [0; BUCKET_ENTRIES];
-            if !self.window.load(bucket * LINE_SIZE, &mut line) {
-                return Err(Moved);
-            }
+            let line = self.window.load_line(bucket).ok_or(Moved)?;
             if let Some(slot) = find_in(&line, hash, &mut is_key) {
                 return Ok(Some(slot));
             }

@@ -247,7 +247,10 @@ impl Store {
         let bucket_count = cell.index_buckets.load(Ordering::Relaxed);
         let mut is_whole = true;
         let slot = cell.index.find(bucket_count, hash, |slot| {
-            is_whole &= cell.slots.load(self.slots_offset + slot.0 as usize * self.stride, words);
+            let offset = self.slots_offset + slot.0 as usize * self.stride;
+            cell.slots.prefetch(offset);
+            cell.slots.prefetch(offset + 64);
+            is_whole &= cell.slots.load(offset, words);
             // Half-written words have any shape; the version tells them from a key that is not there.
             SlotView::check_shape(&self.geometry, bytes_of(words)).is_ok_and(|view| view.key() == key)
         })?;
