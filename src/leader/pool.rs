@@ -221,10 +221,12 @@ impl Worker {
             }
             let is_quiet = now.monotonic.saturating_sub(worked_at) >= PARK_AFTER;
             let mut timeout = Duration::ZERO;
+            let mut is_announced = false;
             if work == Work::None && is_quiet {
                 // Announce, then look once more: a write before the announcement is seen here, one
                 // after it wakes us.
                 self.sleeper.announce();
+                is_announced = true;
                 let deadline = self.deadline();
                 if !self.has_ring_work() {
                     timeout = deadline.saturating_sub(now.monotonic);
@@ -242,7 +244,10 @@ impl Worker {
                 tracing::error!(%error, "poll: replication stops");
                 break;
             }
-            self.sleeper.awake();
+            if is_announced {
+                // Not at every turn: writers read that cache line at every push.
+                self.sleeper.awake();
+            }
             if self.take_events(&events) {
                 worked_at = self.shared.store.clock().monotonic();
             }

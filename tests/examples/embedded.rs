@@ -32,8 +32,13 @@ fn main() -> Result<(), Error> {
     let info = follower::probe(&address, Duration::from_secs(5))?;
     let options = Options { store_id: Some(info.store_id), ..Options::create(info.geometry) };
     let copy = Arc::new(Store::open(&directory.path().join("follower"), options)?);
-    let follower =
-        Follower::start(Arc::clone(&copy), address, follower::Options::default(), Links::new(), stop.clone())?;
+    let follower = Follower::start(
+        Arc::clone(&copy),
+        address,
+        follower::Options::default(),
+        Links::new(),
+        stop.clone(),
+    )?;
 
     // A write comes to be visible on the follower within a fraction of a millisecond; wait for it.
     let seq = store.put(b"device:18", b"asleep")?;
