@@ -126,7 +126,15 @@ impl Lane {
                 }
                 Err(error) => Err(LaneError::Connect(error)),
             },
-            State::Up(up) => up.turn(env).map_err(LaneError::from),
+            State::Up(up) => {
+                let had_streamed = up.has_streamed;
+                let result = up.turn(env).map_err(LaneError::from);
+                if up.has_streamed && !had_streamed {
+                    let watermark = up.link.watermark().0;
+                    tracing::info!(shard = self.shard.0, leader = %self.cell.peer, watermark, "link streams");
+                }
+                result
+            }
         };
         match result {
             Ok(has_more) => has_more,

@@ -140,8 +140,8 @@ impl LinkError {
 pub struct Sent {
     /// Why it stopped.
     pub stop: SendStop,
-    /// Something beside heartbeats was sent.
-    pub has_records: bool,
+    /// Bytes that the transport took, unless they were heartbeats only.
+    pub batch_bytes: usize,
 }
 
 /// Why [`Link::send`] stopped.
@@ -335,7 +335,7 @@ impl Link {
                 Next::Nothing => break SendStop::Nothing,
             }
         };
-        Ok(Sent { stop, has_records })
+        Ok(Sent { stop, batch_bytes: if has_records { spent } else { 0 } })
     }
 
     /// Publishes figures that change even while the follower is silent; for now and then.

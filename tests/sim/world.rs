@@ -112,6 +112,7 @@ pub(crate) struct World {
     /// Load and faults have stopped.
     is_calm: bool,
     value: u64,
+    connects: u64,
 }
 
 /// What a run did, to see that runs do something.
@@ -157,7 +158,18 @@ impl World {
             .collect();
         let mut histories: Vec<_> = leader.store.shards().map(History::new).collect();
         histories.iter_mut().for_each(|history| history.attach(&leader.store));
-        Self { random, scenario, clock, leader, followers, histories, is_traced, is_calm: false, value: 0 }
+        Self {
+            random,
+            scenario,
+            clock,
+            leader,
+            followers,
+            histories,
+            is_traced,
+            is_calm: false,
+            value: 0,
+            connects: 0,
+        }
     }
 
     pub(crate) fn run(mut self) -> Tally {
@@ -255,6 +267,7 @@ impl World {
             return;
         }
         let Some(seat) = self.leader.registry.pending_seat() else { return };
+        self.connects += 1;
         let noise_percent = if self.is_calm { 0 } else { self.scenario.noise_percent };
         let connection = Connection::new(self.scenario.network_bytes, noise_percent);
         let peer = ([127, 0, 0, 1], 1).into();
@@ -546,6 +559,9 @@ impl World {
                 assert_eq!(found, wanted, "{}: key {key:?} at {now:?}", node.name);
             }
         }
+        let totals = &self.leader.links.totals;
+        let scans = totals.full_scans.load(Relaxed) + totals.delta_scans_reconnect.load(Relaxed);
+        assert!(scans <= self.connects, "{scans} scans begun by {} connections", self.connects);
         let full_scans = self.leader.links.totals.full_scans.load(Relaxed);
         assert!(full_scans <= empty_hellos, "{full_scans} full scans for {empty_hellos} empty followers");
     }

@@ -56,6 +56,11 @@ impl<T: Copy> Producer<T> {
         Ok(())
     }
 
+    /// Only for the address of what comes next; there is none here.
+    pub fn write_chunk_uninit(&mut self, _count: usize) -> Result<chunks::WriteChunk, NoRoom> {
+        Err(NoRoom)
+    }
+
     pub fn is_abandoned(&self) -> bool {
         Arc::strong_count(&self.buffer) < 2
     }
@@ -94,6 +99,15 @@ pub mod chunks {
     //! As `rtrb::chunks`.
 
     use super::{Consumer, Ordering};
+
+    #[derive(Debug)]
+    pub struct WriteChunk;
+
+    impl WriteChunk {
+        pub fn as_mut_slices(&mut self) -> (&mut [u8], &mut [u8]) {
+            (&mut [], &mut [])
+        }
+    }
 
     #[derive(Debug)]
     pub struct ReadChunk<'c, T> {
