@@ -122,9 +122,9 @@ pub struct Leader {
     /// Leading key bits that choose the shard of a new store; 0 is the whole key [default: 0, or what the directory holds]
     #[arg(long, env = "SLOTSTREAM_SHARD_PREFIX_BITS", value_name = "BITS")]
     pub shard_prefix_bits: Option<u16>,
-    /// Ring per attached follower and shard: what the leader buffers for it before it falls back to a scan
-    #[arg(long, env = "SLOTSTREAM_RING_SIZE", value_name = "SIZE", default_value = "4MiB", value_parser = units::parse_size)]
-    pub ring_size: usize,
+    /// Ring per attached follower and shard: what the leader buffers for it before it falls back to a scan [default: 64MiB shared by all shards, 256KiB to 4MiB each]
+    #[arg(long, env = "SLOTSTREAM_RING_SIZE", value_name = "SIZE", value_parser = units::parse_size)]
+    pub ring_size: Option<usize>,
     /// Bytes of a scan that may be on their way, unacknowledged, per link
     #[arg(long, env = "SLOTSTREAM_ACK_WINDOW", value_name = "SIZE", default_value = "1MiB", value_parser = units::parse_size)]
     pub ack_window: usize,

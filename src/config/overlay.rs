@@ -115,7 +115,8 @@ fn check(command: &Command) -> Result<(), String> {
         Command::Leader(leader) => {
             check_common(&leader.common)?;
             // Half of it is the largest frame; a ring that holds no image of any store is of no use.
-            for (name, size) in [("ring-size", leader.ring_size), ("ack-window", leader.ack_window)] {
+            let ring_size = leader.ring_size.map(|size| ("ring-size", size));
+            for (name, size) in ring_size.into_iter().chain([("ack-window", leader.ack_window)]) {
                 if !(SIZE_MIN..=SIZE_MAX).contains(&size) {
                     return Err(format!("--{name} is {size} bytes, wanted {SIZE_MIN} to {SIZE_MAX}"));
                 }
@@ -189,7 +190,7 @@ mod tests {
         );
         let found = leader(&["--config", &path, "--shard-count", "16"]).expect("parses");
         assert_eq!(found.shard_count, Some(16));
-        assert_eq!(found.ring_size, 2 << 20);
+        assert_eq!(found.ring_size, Some(2 << 20));
         assert_eq!(found.ack_window, 1 << 20);
         assert!(found.common.allow_remote_clients);
         assert_eq!(found.common.data_dir.as_deref(), Some(Path::new("/from/file")));

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::links::{LagSamples, LinkCell, Links, Phase};
 use crate::planted::{Bug, is_planted};
 use crate::ring::RingReader;
+use crate::slot::image::RECORD_HEADER_SIZE;
 use crate::slot::{Seq, ShardIndex};
 use crate::wire::Transport;
 use crate::wire::message::{Ack, Heartbeat, Hello, ScanDone};
@@ -94,7 +95,10 @@ impl Attached {
         let scans = if since == Seq::ZERO { &totals.full_scans } else { &totals.delta_scans_reconnect };
         scans.fetch_add(1, Relaxed);
         // Watermark before scan: what changes from here on is in the ring.
-        let (ring, through) = env.store.attach(shard, env.options.ring_bytes, Arc::clone(env.sleeper));
+        // A ring that holds no record would never stream.
+        let ring_bytes =
+            env.options.ring_bytes.max(RECORD_HEADER_SIZE + env.store.geometry().image_size_max());
+        let (ring, through) = env.store.attach(shard, ring_bytes, Arc::clone(env.sleeper));
         assert!(through >= since, "a shard's head went back from {since} to {through}");
         let cell = LinkCell::new(hello.follower_id, peer, hello.resp_port, hello.shard);
         cell.set_phase(Phase::Scan);

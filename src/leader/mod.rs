@@ -21,6 +21,7 @@ pub use link::{Env, Link, LinkError};
 pub use pool::Leader;
 pub use registry::Registry;
 
+use crate::slot::Geometry;
 use crate::wire::frame::PAYLOAD_SIZE_MAX;
 
 /// How a leader serves its followers.
@@ -48,6 +49,13 @@ pub struct Options {
     pub pending_max: usize,
     /// Where this node answers Redis clients; 0 = nowhere.
     pub resp_port: u16,
+}
+
+/// Ring bytes per link where nobody says: 64 MiB over all shards of a follower, so that many shards do
+/// not take much memory and few have room for a pause of their link.
+#[must_use]
+pub fn ring_bytes_for(geometry: &Geometry) -> usize {
+    ((64 << 20) / usize::from(geometry.shard_count)).clamp(256 << 10, 4 << 20)
 }
 
 impl Default for Options {

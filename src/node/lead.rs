@@ -29,7 +29,7 @@ pub fn lead(options: &config::Leader) -> anyhow::Result<()> {
     let leader_options = leader::Options {
         heartbeat_interval: common.heartbeat_interval,
         dead_after: common.dead_after,
-        ring_bytes: options.ring_size,
+        ring_bytes: options.ring_size.unwrap_or_else(|| leader::ring_bytes_for(&store.geometry())),
         ack_window_bytes_max: options.ack_window as u64,
         resp_port: base.resp_port.address.port(),
         ..leader::Options::default()
