@@ -166,6 +166,8 @@ pub struct Totals {
     pub heartbeats_sent: AtomicU64,
     /// Heartbeats received.
     pub heartbeats_received: AtomicU64,
+    /// Damaged slots that scans have met; a scan ends there.
+    pub damaged_slots_met: AtomicU64,
     /// Frames, records or peers refused for what they sent.
     pub protocol_errors: AtomicU64,
     /// Times a follower lost or failed to get a link, by reason (`closed`, `timeout`, `refused`,

@@ -14,6 +14,7 @@ use slotstream::{node, signals};
 
 const EXIT_BAD: u8 = 1;
 const EXIT_USAGE: u8 = 2;
+const EXIT_PANIC: u8 = 101;
 
 fn main() -> ExitCode {
     match config::parse(std::env::args_os()) {
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
             Ok(Verdict::Bad) => ExitCode::from(EXIT_BAD),
             Err(error) if is_broken_pipe(&error) => ExitCode::from(EXIT_BAD),
             Err(error) => {
-                eprintln!("slotstream: {}", format!("{error:#}").replace('\n', " "));
+                complain(&format!("{error:#}").replace('\n', " "));
                 ExitCode::from(EXIT_BAD)
             }
         },
@@ -31,10 +32,25 @@ fn main() -> ExitCode {
             text.print().map_or(ExitCode::SUCCESS, |()| ExitCode::SUCCESS)
         }
         Err(ParseError::Usage(line)) => {
-            eprintln!("slotstream: {line}");
+            complain(&line);
             ExitCode::from(EXIT_USAGE)
         }
     }
+}
+
+/// One line on standard error; where nobody takes it, the exit code must do.
+fn complain(line: &str) {
+    use std::io::Write as _;
+    drop(writeln!(io::stderr(), "slotstream: {line}"));
+}
+
+/// A node that has lost a thread serves some things and not others, and nobody sees it: end the process.
+fn exit_on_panic() {
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        say(panic);
+        std::process::exit(EXIT_PANIC.into());
+    }));
 }
 
 /// Whoever read our output went away, as `head` does; nothing is left to say.
@@ -48,8 +64,14 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 fn run(command: Command) -> anyhow::Result<Verdict> {
     let mut out = io::stdout().lock();
     match command {
-        Command::Leader(options) => node::lead(&options)?,
-        Command::Follower(options) => node::follow(&options)?,
+        Command::Leader(options) => {
+            exit_on_panic();
+            node::lead(&options)?;
+        }
+        Command::Follower(options) => {
+            exit_on_panic();
+            node::follow(&options)?;
+        }
         Command::Status(options) => {
             return Ok(inspect::status::print(&options.nodes, options.json, &mut out)?);
         }

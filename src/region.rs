@@ -6,8 +6,8 @@
 //! region, so that a full disk is an error and never a SIGBUS.
 //!
 //! One owner writes. Beside it, [`Window`]s read words without its leave: what they may look at, the
-//! owner changes through [`Region::copy`] and [`Region::set_word`] only, which store whole words
-//! atomically. A window's reader finds out by other means (a version) whether its words belong together.
+//! owner changes through [`Region::store`], [`Region::copy`] and [`Region::set_word`] only, which store
+//! whole words atomically. A window's reader finds out by other means (a version) whether its words belong together.
 
 use std::fs::File;
 use std::io;
@@ -38,8 +38,7 @@ struct Memory {
     backing: Backing,
 }
 
-// SAFETY: the memory is plain bytes that no thread is tied to; for a file, the store's directory lock
-// keeps other processes out.
+// SAFETY: the memory is plain bytes that no thread is tied to.
 unsafe impl Send for Memory {}
 // SAFETY: a shared `Memory` is reached through one `Region`, whose borrows order plain accesses, and
 // through windows, which load atomically what the region stores atomically.
@@ -175,27 +174,17 @@ impl Region {
     /// atomically. Both places are 8-aligned.
     #[inline]
     pub fn copy(&mut self, from: usize, to: usize, len: usize) {
-        let (source, target) = (self.at(from, len), self.at(to, len));
         assert!(from + len <= to || to + len <= from, "copy between places that do not overlap");
-        assert!(from.is_multiple_of(8) && to.is_multiple_of(8), "copy between aligned places");
-        let (words, tail) = (len / 8, len % 8);
-        // SAFETY: in bounds as checked above, aligned, and apart from the target.
-        let source_words = unsafe { std::slice::from_raw_parts(source.cast::<u64>().as_ptr(), words) };
-        // SAFETY: in bounds as checked above and aligned; whoever reads it beside us loads atomically.
-        let target_words = unsafe { std::slice::from_raw_parts(target.cast::<AtomicU64>().as_ptr(), words) };
-        for (target, source) in target_words.iter().zip(source_words) {
-            target.store(*source, Ordering::Relaxed);
-        }
-        for offset in len - tail..len {
-            // SAFETY: within the `len` bytes that were checked.
-            let source = unsafe { source.add(offset) };
-            // SAFETY: in bounds, as above.
-            let byte = unsafe { source.read() };
-            // SAFETY: within the `len` bytes that were checked.
-            let target = unsafe { target.add(offset).cast::<AtomicU8>() };
-            // SAFETY: in bounds; whoever reads it beside us loads atomically.
-            unsafe { target.as_ref() }.store(byte, Ordering::Relaxed);
-        }
+        let source = self.at(from, len);
+        // SAFETY: in bounds as checked by `at`; nobody writes the source but us, and the target is apart.
+        let source = unsafe { std::slice::from_raw_parts(source.as_ptr(), len) };
+        store_words(self.at(to, len), source);
+    }
+
+    /// Writes bytes to an 8-aligned place, word by word, each stored atomically.
+    #[inline]
+    pub fn store(&mut self, offset: usize, bytes: &[u8]) {
+        store_words(self.at(offset, bytes.len()), bytes);
     }
 
     /// The `index`-th cache line as words.
@@ -221,6 +210,28 @@ impl Region {
     #[must_use]
     pub fn address(&self, offset: usize) -> usize {
         self.memory.base.as_ptr().addr() + offset
+    }
+}
+
+/// Stores bytes at `target`, which has room for them and belongs to the caller, whole words atomically.
+#[inline]
+fn store_words(target: NonNull<u8>, bytes: &[u8]) {
+    assert!(target.as_ptr().addr().is_multiple_of(8), "an aligned place");
+    let (words, tail) = bytes.as_chunks::<8>();
+    // SAFETY: within the room that the caller has checked, and aligned; readers beside us load atomically.
+    let target_words =
+        unsafe { std::slice::from_raw_parts(target.cast::<AtomicU64>().as_ptr(), words.len()) };
+    for (target, word) in target_words.iter().zip(words) {
+        target.store(u64::from_le_bytes(*word).to_le(), Ordering::Relaxed);
+    }
+    let tail_offset = words.len() * 8;
+    // SAFETY: within the room that the caller has checked.
+    let target_tail = unsafe { target.add(tail_offset) };
+    // SAFETY: as above; a byte needs no alignment.
+    let target_tail =
+        unsafe { std::slice::from_raw_parts(target_tail.cast::<AtomicU8>().as_ptr(), tail.len()) };
+    for (target, byte) in target_tail.iter().zip(tail) {
+        target.store(*byte, Ordering::Relaxed);
     }
 }
 
@@ -316,7 +327,10 @@ fn high_halves_equal_sse2(line: &[u64; LINE_WORDS], wanted: u32) -> u32 {
 }
 
 /// Allocates the bytes `from..to` of a file on disk, or fails and changes nothing that is in use.
-fn allocate(file: &File, from: usize, to: usize) -> io::Result<()> {
+pub fn allocate(file: &File, from: usize, to: usize) -> io::Result<()> {
+    if from == to {
+        return Ok(());
+    }
     loop {
         match fallocate(file, FallocateFlags::empty(), from as u64, (to - from) as u64) {
             Ok(()) => return Ok(()),

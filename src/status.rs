@@ -221,8 +221,13 @@ impl View {
             leader_seq: link.head_seq,
             lag_records: link.lag_records,
             lag_seconds: link.lag_seconds,
-            // Once in sync it may serve what it holds, leader or no leader; `/follower?max_lag=` asks for more.
-            ready: cell.phase() == Phase::Stream || watermark > Seq::ZERO,
+            // Once in sync it may serve what it holds, leader or no leader; `/follower?max_lag=` asks for
+            // more. One that is refused will not catch up by itself.
+            ready: match cell.phase() {
+                Phase::Stream => true,
+                Phase::Refused => false,
+                _ => watermark > Seq::ZERO,
+            },
             scan: link.scan,
             ..base
         }

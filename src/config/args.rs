@@ -111,10 +111,10 @@ pub struct Leader {
     #[command(flatten)]
     pub common: Common,
     /// Shards of a new store, 1 to 1024 [default: 4, or what the directory holds]
-    #[arg(long, env = "SLOTSTREAM_SHARD_COUNT", value_name = "N")]
+    #[arg(long, env = "SLOTSTREAM_SHARD_COUNT", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub shard_count: Option<u16>,
     /// Largest key of a new store, 1 to 1024 bytes [default: 64, or what the directory holds]
-    #[arg(long, env = "SLOTSTREAM_KEY_SIZE", value_name = "BYTES")]
+    #[arg(long, env = "SLOTSTREAM_KEY_SIZE", value_name = "BYTES", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub key_size: Option<u16>,
     /// Largest value of a new store, 0 to 65535 bytes [default: 256, or what the directory holds]
     #[arg(long, env = "SLOTSTREAM_VALUE_SIZE", value_name = "BYTES")]
@@ -122,6 +122,9 @@ pub struct Leader {
     /// Leading key bits that choose the shard of a new store; 0 is the whole key [default: 0, or what the directory holds]
     #[arg(long, env = "SLOTSTREAM_SHARD_PREFIX_BITS", value_name = "BITS")]
     pub shard_prefix_bits: Option<u16>,
+    /// Lead from the data of a follower: it takes a new epoch; never while its old leader still runs
+    #[arg(long, env = "SLOTSTREAM_PROMOTE")]
+    pub promote: bool,
     /// Ring per attached follower and shard: what the leader buffers for it before it falls back to a scan [default: 64MiB shared by all shards, 256KiB to 4MiB each]
     #[arg(long, env = "SLOTSTREAM_RING_SIZE", value_name = "SIZE", value_parser = units::parse_size)]
     pub ring_size: Option<usize>,

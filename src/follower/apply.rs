@@ -50,8 +50,7 @@ impl Applier {
             store.set_lineage(self.shard, &lineage);
         }
         if welcome.since == Seq::ZERO {
-            let slots = u32::try_from(welcome.slots_formatted).unwrap_or(u32::MAX);
-            store.reserve(self.shard, slots, welcome.records)?;
+            store.reserve(self.shard, welcome.records)?;
         }
         Ok(())
     }

@@ -45,6 +45,14 @@ impl Follower {
             let text = format!("no shard {shard}, this store has shards 0 to {}", shard_count - 1);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
+        if let Some(shard) = store.led_shard() {
+            let seq = store.head(shard);
+            let text = format!(
+                "this store has led: its shard {shard} is at seq {seq} by changes of its own, which no leader \
+                 can take back; remove its data so that it starts anew, or let it lead"
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
         store.set_read_only(true);
         let worker = Worker::new(store, leader, options, links, stop)?;
         let thread =

@@ -121,7 +121,7 @@ fn publish_shards(view: &View, store: &Store) {
         counter!(names::WRITE_REJECTED_TOTAL, "reason" => "full", "shard" => label).absolute(stats.rejected);
     }
     // A counter never falls: slots that were healed meanwhile stay counted.
-    counter!(names::CHECKSUM_ERRORS_TOTAL, "where" => "slot").absolute(damaged);
+    counter!(names::CHECKSUM_ERRORS_TOTAL, "where" => "open").absolute(damaged);
     gauge!(names::EPOCH).set(float(epoch));
 }
 
@@ -185,5 +185,6 @@ fn publish_totals(role: Role, totals: &Totals) {
     }
     counter!(names::REPLICATION_HEARTBEATS_SENT_TOTAL).absolute(read(&totals.heartbeats_sent));
     counter!(names::REPLICATION_HEARTBEATS_RECEIVED_TOTAL).absolute(read(&totals.heartbeats_received));
+    counter!(names::CHECKSUM_ERRORS_TOTAL, "where" => "scan").absolute(read(&totals.damaged_slots_met));
     counter!(names::REPLICATION_PROTOCOL_ERRORS_TOTAL).absolute(read(&totals.protocol_errors));
 }

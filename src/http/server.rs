@@ -16,13 +16,13 @@ use tokio::sync::{Notify, Semaphore};
 use super::routes::{self, Context};
 
 /// Connections at a time; the next one waits in the kernel's queue.
-const CONNECTIONS_MAX: usize = 512;
+const CONNECTIONS_MAX: usize = 1024;
 /// Bytes of request line and headers; more is answered with 431.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Headers of a request.
 const HEADERS_MAX: usize = 64;
 /// Time to send a request's head; also the time a kept connection may stay silent.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(3);
 /// A connection is closed after this time whatever it does, so that one that reads slowly ends too.
 const CONNECTION_LIFE_MAX: Duration = Duration::from_mins(5);
 /// How often histograms are folded when nobody scrapes.

@@ -273,7 +273,7 @@ mod tests {
         for (key, value) in records {
             store.put(key.as_bytes(), value.as_bytes()).expect("put");
         }
-        store.close();
+        store.close().expect("closes");
     }
 
     fn compared(first: &Path, second: &Path) -> (Verdict, String) {

@@ -27,10 +27,7 @@ pub(super) fn check_identity(store: &Store, epoch: u64, hello: &Hello) -> Result
         );
     }
     if let Some(found) = hello.geometry.filter(|found| *found != geometry) {
-        return refuse(
-            RefuseCode::Geometry,
-            format!("follower has {}, this leader has {}", sizes(&found), sizes(&geometry)),
-        );
+        return refuse(RefuseCode::Geometry, format!("follower has {}, this leader has {}", found, geometry));
     }
     if hello.epoch > epoch {
         let found = hello.epoch;
@@ -83,19 +80,13 @@ pub(super) fn check_watermark(lineage: &[Term], head: Seq, hello: &Hello) -> Res
         return refuse(
             RefuseCode::FollowerAhead,
             format!(
-                "follower holds seq {watermark} of epoch {}, this leader has only up to {last}",
+                "follower holds seq {watermark} of epoch {}, this leader knows that epoch only up to {last}; \
+                 remove its data so that it starts anew",
                 hello.watermark_epoch
             ),
         );
     }
     Ok(watermark)
-}
-
-fn sizes(geometry: &crate::slot::Geometry) -> String {
-    format!(
-        "{} shards, keys of {} bytes, values of {} bytes, {} shard prefix bits",
-        geometry.shard_count, geometry.key_size_max, geometry.value_size_max, geometry.shard_prefix_bits
-    )
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ use parking_lot::Mutex;
 use crate::clock::Now;
 use crate::links::Links;
 use crate::ring::Sleeper;
+use crate::slot::ShardIndex;
 use crate::stop::Stop;
 use crate::store::Store;
 
@@ -293,8 +294,7 @@ impl Worker {
                 }
                 Err(error) => {
                     self.complaints.link_ended(&connection.link, &error, env);
-                    // Dropping the stream takes it out of the poll, too.
-                    *place = None;
+                    end(place, env);
                 }
             }
         }
@@ -314,7 +314,7 @@ impl Worker {
             }
             if let Err(error) = connection.link.check_deadlines(env) {
                 self.complaints.link_ended(&connection.link, &error, env);
-                *place = None;
+                end(place, env);
             }
         }
     }
@@ -441,6 +441,13 @@ impl Connection {
     }
 }
 
+/// Drops a link with its socket, which takes it out of the poll, too, and frees its ring.
+fn end(place: &mut Option<Connection>, env: Env<'_>) {
+    if let Some(shard) = place.take().and_then(|connection| connection.link.shard()) {
+        env.store.release(ShardIndex(shard));
+    }
+}
+
 /// Says why links end, without letting a bad peer fill the log.
 #[derive(Default)]
 struct Complaints {
@@ -458,6 +465,11 @@ impl Complaints {
         }
         if error.is_protocol() {
             env.links.totals.protocol_errors.fetch_add(1, Relaxed);
+        }
+        if let LinkError::Slot { slot, error } = error {
+            env.links.totals.damaged_slots_met.fetch_add(1, Relaxed);
+            tracing::error!(%peer, shard, %slot, "damaged slot, not sent: {error}");
+            return;
         }
         if let Some(shard) = shard.filter(|_| !error.is_protocol()) {
             tracing::info!(%peer, shard, "link ended: {error}");

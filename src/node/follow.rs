@@ -23,7 +23,7 @@ pub fn follow(options: &config::Follower) -> anyhow::Result<()> {
     let leader = options.leader.clone().context("--leader is required")?;
     let mut base = start_base(common, Role::Follower, Some(leader.clone()), None)?;
     let start = Instant::now();
-    let Some(store) = open_store(&base, &leader)? else {
+    let Some(store) = open_store(&base, &leader, options.shards.as_ref())? else {
         base.http.stop();
         return Ok(());
     };
@@ -73,7 +73,7 @@ fn watch_for_misfit(
         let error = match follower::probe(&leader, PROBE_TIMEOUT) {
             Ok(info) if info.store_id == store.store_id() && info.geometry == store.geometry() => return,
             Ok(info) => anyhow::anyhow!(
-                "leader {leader} has store {} ({:?}), this directory holds store {} ({:?})",
+                "leader {leader} has store {} ({}), this directory holds store {} ({})",
                 info.store_id,
                 info.geometry,
                 store.store_id(),
@@ -92,7 +92,7 @@ fn watch_for_misfit(
 }
 
 /// Opens the directory's store, or makes one as the leader says; none if told to stop meanwhile.
-fn open_store(base: &Base, leader: &str) -> anyhow::Result<Option<Store>> {
+fn open_store(base: &Base, leader: &str, wanted: Option<&config::ShardSet>) -> anyhow::Result<Option<Store>> {
     // A damaged slot is set aside: the leader sends it again.
     let found = Options { clock: Arc::clone(&base.clock), quarantine: true, ..Options::default() };
     match Store::open(&base.data_dir, found.clone()) {
@@ -101,6 +101,8 @@ fn open_store(base: &Base, leader: &str) -> anyhow::Result<Option<Store>> {
         Err(error) => return Err(error.into()),
     }
     let Some(info) = ask_leader(base, leader)? else { return Ok(None) };
+    // Before anything is made: a directory with a store that nobody wanted would be in the way.
+    check_shards(wanted, info.geometry.shard_count)?;
     let made =
         Options { geometry: Some(info.geometry), store_id: Some(info.store_id), create: true, ..found };
     Ok(Some(Store::open(&base.data_dir, made)?))
@@ -122,15 +124,21 @@ fn ask_leader(base: &Base, leader: &str) -> anyhow::Result<Option<LeaderInfo>> {
     }
 }
 
-/// The shards to replicate: those asked for, or all.
-fn carried(options: &config::Follower, store: &Store) -> anyhow::Result<Vec<ShardIndex>> {
-    let shard_count = store.geometry().shard_count;
-    let Some(wanted) = &options.shards else { return Ok(store.shards().collect()) };
-    if let Some(beyond) = wanted.indexes().iter().find(|shard| **shard >= shard_count) {
+fn check_shards(wanted: Option<&config::ShardSet>, shard_count: u16) -> anyhow::Result<()> {
+    let beyond = wanted.and_then(|wanted| wanted.indexes().iter().find(|shard| **shard >= shard_count));
+    if let Some(beyond) = beyond {
         anyhow::bail!(
             "--shards names shard {beyond}, the leader's store has {shard_count} (0 to {})",
             shard_count - 1
         );
     }
+    Ok(())
+}
+
+/// The shards to replicate: those asked for, or all.
+fn carried(options: &config::Follower, store: &Store) -> anyhow::Result<Vec<ShardIndex>> {
+    let shard_count = store.geometry().shard_count;
+    let Some(wanted) = &options.shards else { return Ok(store.shards().collect()) };
+    check_shards(Some(wanted), shard_count)?;
     Ok(wanted.indexes().iter().copied().map(ShardIndex).collect())
 }

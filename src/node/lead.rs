@@ -25,6 +25,7 @@ pub fn lead(options: &config::Leader) -> anyhow::Result<()> {
     let mut base = start_base(common, Role::Leader, None, Some(&replication))?;
     let start = Instant::now();
     let store = Arc::new(open_store(options, &base)?);
+    take_the_lead(options, &store).with_context(|| base.data_dir.display().to_string())?;
     log_store(&store, &base.data_dir, start.elapsed());
     let leader_options = leader::Options {
         heartbeat_interval: common.heartbeat_interval,
@@ -68,6 +69,20 @@ fn open_store(options: &config::Leader, base: &super::Base) -> anyhow::Result<St
         },
     };
     Ok(Store::open(directory, Options { clock: Arc::clone(&base.clock), ..Options::create(geometry) })?)
+}
+
+/// A directory that followed another leader leads only if somebody says so.
+fn take_the_lead(options: &config::Leader, store: &Store) -> anyhow::Result<()> {
+    if !store.is_follower() {
+        return Ok(());
+    }
+    if !options.promote {
+        anyhow::bail!("this store follows a leader; give --promote to let it lead from what it holds");
+    }
+    store.promote().context("this store cannot lead")?;
+    let epoch = store.lineage(ShardIndex(0)).last().map(|term| term.epoch);
+    tracing::warn!(epoch, "promoted: this store followed a leader until now");
+    Ok(())
 }
 
 /// The sizes of the store in a directory, before it is opened: opening changes the files' headers.

@@ -19,7 +19,12 @@ pub(super) fn init(level: &str, format: LogFormat, bars: &MultiProgress) -> anyh
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Lines { bars: bars.clone() });
+    // A log that nobody takes (a closed pipe, a full disk) is dropped: complaining about it on standard
+    // error would panic the thread that logs.
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .log_internal_errors(false)
+        .with_writer(Lines { bars: bars.clone() });
     let started = if json {
         lines.json().flatten_event(true).with_current_span(false).try_init()
     } else {

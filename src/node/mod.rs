@@ -138,24 +138,31 @@ impl Base {
     /// Ends what still runs, in order: `parts` (clients, links), the store, HTTP.
     fn finish(self, store: &Store, parts: impl FnOnce()) {
         let start = Instant::now();
-        end_process_after(STOP_PATIENCE);
+        let guard = end_process_after(STOP_PATIENCE);
         parts();
-        store.close();
+        drop(guard);
+        // What was written goes to the disk before the mark that says so. That takes what the disk takes.
+        if let Err(error) = store.close() {
+            tracing::error!(%error, "the store was not closed in order: its next start checks everything");
+        }
         self.http.stop();
         tracing::info!(took = ?start.elapsed(), "stopped");
     }
 }
 
-/// Ends the process, whatever still hangs, when the time is over.
-fn end_process_after(patience: Duration) {
-    let guard = std::thread::Builder::new().name("stop-guard".to_owned()).spawn(move || {
-        std::thread::sleep(patience);
-        tracing::error!(?patience, "the node did not stop in time, exiting");
-        std::process::exit(1);
+/// Ends the process, whatever still hangs, when the time is over and the guard is still held.
+fn end_process_after(patience: Duration) -> mpsc::Sender<()> {
+    let (guard, released) = mpsc::channel::<()>();
+    let watch = std::thread::Builder::new().name("stop-guard".to_owned()).spawn(move || {
+        if released.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
+            tracing::error!(?patience, "the node did not stop in time, exiting");
+            std::process::exit(1);
+        }
     });
-    if let Err(error) = guard {
+    if let Err(error) = watch {
         tracing::warn!(%error, "no thread for the stop guard");
     }
+    guard
 }
 
 /// Says what was opened and how it was left.

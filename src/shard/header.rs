@@ -213,6 +213,10 @@ impl Identity {
 
     /// Reads and checks the identity of the file at `path`, whose first bytes are `page`.
     pub fn read(path: &Path, page: &[u8]) -> Result<Self, HeaderError> {
+        if page.is_empty() {
+            let wanted = HEADER_PAGE_SIZE as u64;
+            return Err(HeaderError::Truncated { path: path.into(), found: 0, wanted });
+        }
         if page.get(..8) != Some(&MAGIC) {
             return Err(HeaderError::Foreign {
                 path: path.into(),

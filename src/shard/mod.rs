@@ -262,7 +262,8 @@ impl Shard {
         let seq = self.seq.next();
         let image = Image { seq, status, expire_at, key, value };
         let (shard, size) = (self.identity.shard, image.size());
-        self.count(slot, status, expire_at);
+        let before = self.peek(slot).map(|view| (view.status(), view.expire_at()));
+        self.count(before, status, expire_at);
         let redo = self.region.bytes_mut(REDO_OFFSET, RECORD_HEADER_SIZE + size);
         begin_redo(redo, slot);
         image.write(shard, slot, &mut redo[RECORD_HEADER_SIZE..]);
@@ -284,10 +285,9 @@ impl Shard {
         compiler_fence(Ordering::SeqCst);
     }
 
-    /// Keeps the counts right for a slot that is about to change.
+    /// Keeps the counts right for a slot that is about to change from what it was `before`.
     #[inline]
-    fn count(&mut self, slot: SlotIndex, status: Status, expire_at: u64) {
-        let before = self.peek(slot).map(|view| (view.status(), view.expire_at()));
+    fn count(&mut self, before: Option<(Status, u64)>, status: Status, expire_at: u64) {
         let counts = &mut self.counts;
         match before {
             Some((Status::Occupied, expire_at)) => {
@@ -345,6 +345,7 @@ impl Shard {
         {
             return Ok(false);
         }
+        let before = old.map(|old| (old.status(), old.expire_at()));
         let old_hash = old
             .filter(|old| old.status() == Status::Occupied)
             .filter(|old| new.status() != Status::Occupied || old.key() != new.key())
@@ -361,12 +362,9 @@ impl Shard {
             self.index.remove(hash, slot);
         }
         if let Some(place) = healed {
-            // Zero it first: its bytes must not be counted as a record that goes away.
-            let offset = self.slot_offset(slot);
-            self.region.bytes_mut(offset, self.stride).fill(0);
             self.damaged.swap_remove(place);
         }
-        self.count(slot, new.status(), new.expire_at());
+        self.count(before, new.status(), new.expire_at());
         let size = record.image.len();
         let redo = self.region.bytes_mut(REDO_OFFSET, RECORD_HEADER_SIZE + size);
         begin_redo(redo, slot);
@@ -408,14 +406,10 @@ impl Shard {
         hash
     }
 
-    /// Makes room for so many slots and records ahead of a first scan.
-    pub fn reserve(&mut self, slots: u32, records: usize) -> io::Result<()> {
-        self.index.reserve(records)?;
-        while self.slots_formatted() < slots {
-            let missing = (slots - self.slots_formatted()) as usize * self.stride;
-            self.grow_by(missing.min(GROWTH_MAX))?;
-        }
-        Ok(())
+    /// Makes room for so many records in the index ahead of a first scan: memory that is not touched
+    /// before records come. Slots are allocated as they come.
+    pub fn reserve(&mut self, records: usize) -> io::Result<()> {
+        self.index.reserve(records)
     }
 
     /// The record of the last change: what rings get.
@@ -430,13 +424,16 @@ impl Shard {
 
     #[cold]
     fn grow_for_one(&mut self) -> io::Result<SlotIndex> {
+        self.grow_a_step()?;
+        self.free.first().ok_or_else(|| io::ErrorKind::StorageFull.into())
+    }
+
+    /// Grows by half, within bounds.
+    fn grow_a_step(&mut self) -> io::Result<()> {
         let used = self.slots_formatted() as usize * self.stride;
         let step = (used / 2).clamp(GROWTH_MIN, GROWTH_MAX);
         // On a nearly full disk a small step may still fit.
-        if self.grow_by(step).is_err() {
-            self.grow_by(self.stride)?;
-        }
-        self.free.first().ok_or_else(|| io::ErrorKind::StorageFull.into())
+        self.grow_by(step).or_else(|_| self.grow_by(self.stride))
     }
 
     #[cold]
@@ -446,11 +443,7 @@ impl Shard {
             return Err(ApplyError::Range { slot, formatted: self.slots_formatted() });
         }
         while self.slots_formatted() <= slot.0 {
-            let missing = (slot.0 - self.slots_formatted() + 1) as usize * self.stride;
-            let step = missing.clamp(GROWTH_MIN, GROWTH_MAX);
-            if self.grow_by(step).is_err() {
-                self.grow_by(self.stride).map_err(|error| ApplyError::Full { slot, error })?;
-            }
+            self.grow_a_step().map_err(|error| ApplyError::Full { slot, error })?;
         }
         Ok(())
     }
@@ -478,9 +471,10 @@ impl Shard {
     fn format_to(&mut self, slots: u32) {
         let shard = self.shard();
         let free = Image { seq: Seq::ZERO, status: Status::Free, expire_at: 0, key: &[], value: &[] };
+        let mut image = [0; crate::slot::layout::HEADER_SIZE];
         for slot in (self.slots_formatted()..slots).map(SlotIndex) {
-            let offset = self.slot_offset(slot);
-            free.write(shard, slot, self.region.bytes_mut(offset, free.size()));
+            free.write(shard, slot, &mut image);
+            self.region.store(self.slot_offset(slot), &image);
         }
         compiler_fence(Ordering::SeqCst);
         // Highest first, so that the free set's levels are made once.
@@ -527,10 +521,25 @@ impl Shard {
         }
     }
 
-    /// Marks the shard as closed in an orderly way.
-    pub fn close(&mut self) {
+    /// Makes everything durable and marks the shard as closed in an orderly way; the mark comes last, so
+    /// that it is true on whatever machine the shard is opened next.
+    pub fn close(&mut self) -> io::Result<()> {
+        self.region.sync()?;
         self.state.clean_seq = Some(self.seq);
         self.write_state();
+        self.region.sync()
+    }
+
+    /// Makes a shard that followed a leader one that leads: a new epoch, whose first seq is the next.
+    /// The caller has seen that the state is a prefix of that leader's.
+    pub fn promote(&mut self) {
+        assert!(self.progress.is_consistent(), "a shard inside a scan is not promoted");
+        let term = Term { epoch: self.epoch() + 1, first_seq: self.seq.next().0 };
+        let mut lineage = self.state.lineage.clone();
+        lineage.push(term);
+        // The epoch first: a kill in between leaves a follower with an epoch that nobody else has.
+        self.set_lineage(&lineage);
+        self.set_progress(Progress::default());
     }
 }
 

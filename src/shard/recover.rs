@@ -6,14 +6,14 @@ use std::path::Path;
 
 use crate::region::Region;
 use crate::slot::image::{RECORD_HEADER_SIZE, read_u32};
-use crate::slot::{Seq, SlotIndex, SlotView, Status};
+use crate::slot::{Seq, SlotError, SlotIndex, SlotView, Status};
 
 use super::free::FreeSet;
 use super::header::{HEADER_PAGE_SIZE, HeaderError, Identity, Progress, State, Term, slots_offset};
 use super::index::Index;
 use super::{BLOCK_SLOTS, Counts, REDO_OFFSET, Shard};
 
-// Damage is reported slot by slot up to here; beyond, the file as a whole is what is wrong.
+// Damage is kept slot by slot up to here; beyond, the file as a whole is refused.
 const DAMAGED_LEN_MAX: usize = 10_000;
 
 /// The machine and mount that a store is opened on.
@@ -52,6 +52,14 @@ pub enum RecoverError {
     /// The file is not the one that was expected.
     #[error(transparent)]
     Header(#[from] HeaderError),
+    /// More of the file is damaged than can be healed slot by slot.
+    #[error("more than {DAMAGED_LEN_MAX} slots are damaged, the first one is slot {slot}: {error}")]
+    Damaged {
+        /// The first one found.
+        slot: SlotIndex,
+        /// What is wrong with it.
+        error: SlotError,
+    },
     /// No memory for the index.
     #[error("no memory for the index: {0}")]
     Index(io::Error),
@@ -117,6 +125,10 @@ impl Shard {
         shard.progress = progress;
         shard.redo();
         shard.rebuild(visited).map_err(RecoverError::Index)?;
+        if shard.damaged.len() > DAMAGED_LEN_MAX {
+            let (slot, error) = shard.damaged.swap_remove(0);
+            return Err(RecoverError::Damaged { slot, error });
+        }
         Ok(shard)
     }
 
@@ -125,6 +137,9 @@ impl Shard {
         let ending = self.ending(host);
         if ending == Ending::OsCrash {
             self.distrust();
+        } else if !self.damaged.is_empty() && self.progress != Progress::default() {
+            // A delta would never bring a damaged slot again.
+            self.forget_watermark();
         }
         self.state.boot_id = host.boot_id;
         self.state.mount_id = host.mount_id;
@@ -137,27 +152,30 @@ impl Shard {
         let state = &self.state;
         let same_host = (state.boot_id, state.mount_id) == (host.boot_id, host.mount_id);
         match state.clean_seq {
-            Some(seq) if same_host && seq == self.seq => Ending::Clean,
+            // The mark was written after all else was durable: it counts on any machine.
+            Some(seq) if seq == self.seq => Ending::Clean,
             _ if same_host => Ending::ProcessCrash,
             _ => Ending::OsCrash,
         }
     }
 
-    /// After an OS crash: a leader's shard takes a new epoch, since seqs above its last may have been
-    /// seen by others; a follower's forgets its watermark, since slots below it may be missing.
+    /// After an OS crash any slot may be older than it was. A follower's shard forgets its watermark and
+    /// is scanned in full. A leader's takes a new epoch that shares nothing with the ones before: what a
+    /// follower holds of those may differ from what is left here at any seq, so it is refused.
     fn distrust(&mut self) {
         if self.progress != Progress::default() {
-            self.set_progress(Progress {
-                epoch: self.progress.epoch,
-                seq: Seq::ZERO,
-                consistent_at: Seq::MAX,
-            });
+            self.forget_watermark();
         } else if self.seq != Seq::ZERO {
-            let term = Term { epoch: self.epoch() + 1, first_seq: self.seq.next().0 };
+            let term = Term { epoch: self.epoch() + 1, first_seq: 1 };
             let mut lineage = self.state.lineage.clone();
             lineage.push(term);
             self.set_lineage(&lineage);
         }
+    }
+
+    fn forget_watermark(&mut self) {
+        let epoch = self.progress.epoch;
+        self.set_progress(Progress { epoch, seq: Seq::ZERO, consistent_at: Seq::MAX });
     }
 
     /// Copies a whole redo record to its slot again, if the slot has not got it.
@@ -186,7 +204,7 @@ impl Shard {
             let view = match SlotView::check(&self.identity.geometry, self.identity.shard, slot, bytes) {
                 Ok(view) => view,
                 Err(error) => {
-                    if self.damaged.len() < DAMAGED_LEN_MAX {
+                    if self.damaged.len() <= DAMAGED_LEN_MAX {
                         self.damaged.push((slot, error));
                     }
                     // No scan may skip it: it must be met, and refused.

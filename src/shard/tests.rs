@@ -45,7 +45,7 @@ fn example() -> Shard {
     put(&mut shard, &key(3), b"in a slot used before", 0);
     shard.set_lineage(&[Term { epoch: 1, first_seq: 1 }, Term { epoch: 3, first_seq: 5 }]);
     shard.set_progress(Progress { epoch: 3, seq: Seq(7), consistent_at: Seq(6) });
-    shard.close();
+    shard.close().unwrap();
     shard
 }
 
@@ -102,8 +102,10 @@ fn the_golden_file_opens() {
 
 #[test]
 fn a_leader_s_shard_takes_a_new_epoch_after_an_os_crash_and_a_follower_s_forgets_its_watermark() {
-    let reopen = |shard: Shard| {
+    let reopen = |mut shard: Shard| {
         let identity = shard.identity;
+        // In use, not closed.
+        shard.take_over(HOST);
         let mut shard = Shard::open(Path::new("memory"), shard.into_region(), identity, |_| {}).unwrap();
         let ending = shard.take_over(Host { boot_id: [1; 16], ..HOST });
         (shard, ending)
@@ -119,5 +121,6 @@ fn a_leader_s_shard_takes_a_new_epoch_after_an_os_crash_and_a_follower_s_forgets
     let mut leader = example();
     leader.set_progress(Progress::default());
     let (leader, _) = reopen(leader);
-    assert_eq!(leader.lineage().last(), Some(&Term { epoch: 4, first_seq: 8 }));
+    // Any slot may be older than it was, so the new epoch shares no seq with those before.
+    assert_eq!(leader.lineage().last(), Some(&Term { epoch: 4, first_seq: 1 }));
 }

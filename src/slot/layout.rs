@@ -126,6 +126,14 @@ pub enum GeometryError {
     },
 }
 
+impl fmt::Display for Geometry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { shard_count, key_size_max, value_size_max, shard_prefix_bits } = self;
+        write!(f, "{shard_count} shards, keys of {key_size_max} bytes, values of {value_size_max} bytes")?;
+        if *shard_prefix_bits > 0 { write!(f, ", {shard_prefix_bits} shard prefix bits") } else { Ok(()) }
+    }
+}
+
 impl Geometry {
     /// Checks the sizes.
     pub fn check(&self) -> Result<(), GeometryError> {

@@ -15,6 +15,7 @@ pub mod replicate;
 mod tests;
 
 use std::fs::File;
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
@@ -35,7 +36,7 @@ pub use crate::shard::scan::Scan;
 pub use crate::shard::{ApplyError, BLOCK_SLOTS, Counts};
 pub use open::{OpenError, Options};
 pub use records::{Change, Entry, NotANumber, ReadError, WriteError};
-pub use replicate::Applied;
+pub use replicate::{Applied, PromoteError};
 
 /// What lies behind a shard's lock.
 pub(crate) struct Locked {
@@ -44,6 +45,7 @@ pub(crate) struct Locked {
     pub(crate) rings: Mutex<Vec<RingWriter>>,
     pub(crate) puts: u64,
     pub(crate) deletes: u64,
+    pub(crate) expired: u64,
     pub(crate) rejected: u64,
     pub(crate) ring_overflows: u64,
 }
@@ -69,6 +71,7 @@ impl Cell {
             rings: Mutex::new(Vec::new()),
             puts: 0,
             deletes: 0,
+            expired: 0,
             rejected: 0,
             ring_overflows: 0,
         };
@@ -139,6 +142,8 @@ pub struct ShardStats {
     pub puts: u64,
     /// Records deleted since the store was opened.
     pub deletes: u64,
+    /// Records deleted because they had expired, since the store was opened.
+    pub expired: u64,
     /// Writes refused for want of space.
     pub rejected: u64,
     /// Rings attached.
@@ -196,9 +201,9 @@ impl Store {
         self.read_only.load(Ordering::Relaxed)
     }
 
-    /// A follower's store is read-only for everybody but [`Store::apply`].
+    /// A follower's store is read-only for everybody but [`Store::apply`]. A closed one stays so.
     pub fn set_read_only(&self, read_only: bool) {
-        self.read_only.store(read_only, Ordering::Relaxed);
+        self.read_only.store(read_only || self.closed.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// All shards' indexes.
@@ -237,6 +242,7 @@ impl Store {
             expiring: counts.expiring,
             puts: locked.puts,
             deletes: locked.deletes,
+            expired: locked.expired,
             rejected: locked.rejected,
             rings: rings.iter().filter(|ring| !ring.is_abandoned()).count() as u64,
             ring_overflows: locked.ring_overflows + rings.iter().map(RingWriter::overflows).sum::<u64>(),
@@ -281,15 +287,16 @@ impl Store {
         f(locked.shard.view(slot))
     }
 
-    /// Marks every shard as closed in an orderly way. Later writes fail.
-    pub fn close(&self) {
-        self.read_only.store(true, Ordering::Relaxed);
+    /// Makes everything durable and marks every shard as closed in an orderly way. Later writes fail.
+    pub fn close(&self) -> io::Result<()> {
         self.closed.store(true, Ordering::Relaxed);
+        self.read_only.store(true, Ordering::Relaxed);
         for shard in self.shards() {
             let mut locked = self.exclusive(shard);
             locked.rings.get_mut().clear();
-            locked.shard.close();
+            locked.shard.close()?;
         }
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Making and opening stores.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use crate::clock::{Clock, SystemClock};
-use crate::region::{Region, create_file};
+use crate::region::{Region, allocate, create_file};
 use crate::shard::Shard;
 use crate::shard::header::{HeaderError, Identity, slots_offset};
 use crate::shard::recover::{Ending, Host, RecoverError};
@@ -116,6 +116,14 @@ pub enum OpenError {
     /// A shard's file is not what it should be.
     #[error(transparent)]
     Header(#[from] HeaderError),
+    /// A shard is damaged beyond healing.
+    #[error("{path}: {error}")]
+    Ruined {
+        /// The shard's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: RecoverError,
+    },
     /// A slot is damaged.
     #[error("{path}: slot {slot} is damaged ({count} in this shard): {error}")]
     Damaged {
@@ -138,6 +146,7 @@ fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Open
 fn recover_error(path: &Path, error: RecoverError) -> OpenError {
     match error {
         RecoverError::Header(error) => error.into(),
+        error @ RecoverError::Damaged { .. } => OpenError::Ruined { path: path.into(), error },
         RecoverError::Index(error) => io_error(path, "index the shard")(error),
     }
 }
@@ -351,6 +360,21 @@ fn open_shards(path: &Path, first: Identity, options: &Options) -> Result<Vec<Sh
     opened.into_iter().map(|(_, opened)| opened).collect()
 }
 
+/// Every shard's file belongs to the same store, has its sizes, and is in its place.
+fn check_identity(path: &Path, found: &Identity, wanted: &Identity) -> Result<(), OpenError> {
+    let fields = [
+        ("store id", found.store_id.to_string(), wanted.store_id.to_string()),
+        ("shard", found.shard.to_string(), wanted.shard.to_string()),
+        ("geometry", found.geometry.to_string(), wanted.geometry.to_string()),
+    ];
+    match fields.into_iter().find(|(_, found, wanted)| found != wanted) {
+        Some((field, found, wanted)) => {
+            Err(HeaderError::Differs { path: path.into(), field, found, wanted }.into())
+        }
+        None => Ok(()),
+    }
+}
+
 fn open_shard(
     directory: &Path,
     wanted: Identity,
@@ -359,13 +383,20 @@ fn open_shard(
 ) -> Result<Shard, OpenError> {
     let path = directory::shards_path(directory).join(directory::shard_file(wanted.shard));
     let found = directory::inspect(&path).map_err(io_error(&path, "read the header"))??;
-    if found.identity != wanted {
-        let (found, wanted) = (format!("{:?}", found.identity), format!("{wanted:?}"));
-        return Err(HeaderError::Differs { path, field: "identity", found, wanted }.into());
-    }
+    check_identity(&path, &found.identity, &wanted)?;
     let file = File::options().read(true).write(!options.private).open(&path);
     let file = file.map_err(io_error(&path, "open the file"))?;
+    // The directory's LOCK may have been removed by hand; the file itself cannot be, unnoticed.
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { path, owner: "unknown".to_owned() }),
+        Err(TryLockError::Error(error)) => return Err(io_error(&path, "lock the file")(error)),
+    }
     let len = usize::try_from(found.file_size).unwrap_or(usize::MAX);
+    if !options.private {
+        // A copied file may have holes, and a hole on a full disk is a SIGBUS when it is written.
+        allocate(&file, 0, len).map_err(io_error(&path, "allocate the file"))?;
+    }
     let region = if options.private {
         Region::map_private(&file, len)
     } else {

@@ -204,7 +204,8 @@ impl Store {
 
     // ---- reads
 
-    /// Calls `f` with the record; large ones under their shard's shared lock: keep it short.
+    /// Calls `f` with the record, perhaps under its shard's shared lock: keep it short, and do not call
+    /// the store from it.
     #[inline]
     pub fn read<T>(&self, key: &[u8], f: impl FnOnce(Entry<'_>) -> T) -> Result<Option<T>, ReadError> {
         self.read_at(self.geometry.place(key), key, |entry| entry.map(f))
@@ -279,7 +280,8 @@ impl Store {
         Ok(self.read(key, |_| ())?.is_some())
     }
 
-    /// Reads many records, calling `f` with each key's position and record, in order. Cache lines are
+    /// Reads many records, calling `f` with each key's position and record, in order, perhaps under a
+    /// shard's lock: `f` must not call the store. Cache lines are
     /// loaded ahead, which is several times faster than one [`Store::read`] after another.
     pub fn get_batch<K: AsRef<[u8]>>(
         &self,
@@ -337,7 +339,7 @@ impl Store {
         self.len() == 0
     }
 
-    /// Visits the records of at most `slots_max` slots from `from` on; says where to go on, `None` at
+    /// Visits the records, under the shard's lock (`f` must not call the store), of at most `slots_max` slots from `from` on; says where to go on, `None` at
     /// the end. A record that is there throughout a visit of all slots is visited; one that moves may
     /// be visited twice.
     pub fn visit(
@@ -401,7 +403,7 @@ impl Store {
         self.update(key, delete)
     }
 
-    /// Read-modify-write under the shard's exclusive lock. `f` gets the live record, if there is one,
+    /// Read-modify-write under the shard's exclusive lock; `f` must not call the store. It gets the live record, if there is one,
     /// and an empty buffer for a new value; what it returns beside the change is the result.
     pub fn update<T>(
         &self,
@@ -482,7 +484,12 @@ impl Store {
             return (0, None);
         }
         let now = self.clock.unix_ms();
-        self.delete_where(shard, from, slots_max, |view| view.expire_at() != 0 && view.expire_at() <= now)
+        let is_due = |view: &SlotView<'_>| view.expire_at() != 0 && view.expire_at() <= now;
+        let (deleted, next) = self.delete_where(shard, from, slots_max, is_due);
+        if deleted > 0 {
+            self.exclusive(shard).expired += deleted;
+        }
+        (deleted, next)
     }
 
     fn delete_where(

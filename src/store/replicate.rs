@@ -5,10 +5,37 @@ use std::sync::Arc;
 use crate::ring::{RingReader, Sleeper, ring};
 use crate::slot::{Record, Records, Seq, ShardIndex, SlotError, SlotIndex};
 
-use super::{ApplyError, Progress, Scan, Store, Term};
+use super::{ApplyError, Locked, Progress, Scan, Store, Term};
 
 // Records applied under one lock, and prefetched ahead of that.
 const APPLY_BATCH: usize = 16;
+
+/// Why a store cannot lead.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PromoteError {
+    /// A shard was cut off inside a scan: its state is none that its leader ever had.
+    #[error("shard {shard} is inside a scan: it holds seq {seq} and is consistent from {consistent_at} on")]
+    Inconsistent {
+        /// The shard.
+        shard: ShardIndex,
+        /// Its watermark.
+        seq: Seq,
+        /// Where its state would be its leader's again.
+        consistent_at: Seq,
+    },
+    /// A shard has never been in sync: the store followed only some shards, or not for long enough.
+    #[error("shard {shard} was never in sync with a leader")]
+    Missing {
+        /// The shard.
+        shard: ShardIndex,
+    },
+}
+
+fn release_rings(locked: &mut Locked) {
+    let gone = locked.rings.get_mut().extract_if(.., |ring| ring.is_abandoned());
+    let overflows = gone.map(|ring| ring.overflows()).sum::<u64>();
+    locked.ring_overflows += overflows;
+}
 
 /// What became of a run of records.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,22 +54,15 @@ impl Store {
     pub fn attach(&self, shard: ShardIndex, ring_bytes: usize, sleeper: Arc<Sleeper>) -> (RingReader, Seq) {
         let (writer, reader) = ring(ring_bytes, sleeper);
         let mut locked = self.exclusive(shard);
-        let gone = locked
-            .rings
-            .get_mut()
-            .extract_if(.., |ring| ring.is_abandoned())
-            .map(|ring| ring.overflows())
-            .sum::<u64>();
-        locked.ring_overflows += gone;
+        release_rings(&mut locked);
         locked.rings.get_mut().push(writer);
         (reader, locked.shard.seq())
     }
 
-    /// Detaches a ring at once; dropping the reader does the same at the next attach.
-    pub fn detach(&self, shard: ShardIndex, reader: RingReader) {
-        let mut locked = self.exclusive(shard);
-        locked.ring_overflows += reader.overflows();
-        locked.rings.get_mut().retain(|ring| !ring.belongs_to(&reader));
+    /// Frees the rings whose readers are gone. Call it when a link has ended: until then, or the next
+    /// attach, its ring takes memory.
+    pub fn release(&self, shard: ShardIndex) {
+        release_rings(&mut self.exclusive(shard));
     }
 
     /// Clears a drained ring's latch under the shard lock; returns the seq at this moment: what changed
@@ -111,13 +131,42 @@ impl Store {
         self.exclusive(shard).shard.set_lineage(lineage);
     }
 
-    /// Makes room for so many slots and records ahead of a first scan.
-    pub fn reserve(&self, shard: ShardIndex, slots: u32, records: u64) -> Result<(), ApplyError> {
-        let slot = SlotIndex(slots.saturating_sub(1));
-        let mut locked = self.exclusive(shard);
-        // A record needs a slot: more of them than slots is a peer's mistake, not a reason to allocate.
-        let records = usize::try_from(records.min(slots.into())).unwrap_or(usize::MAX);
-        locked.shard.reserve(slots, records).map_err(|error| ApplyError::Full { slot, error })?;
+    /// Makes room for so many records in a shard's index ahead of a first scan.
+    pub fn reserve(&self, shard: ShardIndex, records: u64) -> Result<(), ApplyError> {
+        // A peer's word is not a reason for more than this; an index that is too small grows.
+        const RECORDS_MAX: u64 = 16 << 20;
+        let records = usize::try_from(records.min(RECORDS_MAX)).unwrap_or(0);
+        let full = |error| ApplyError::Full { slot: SlotIndex(0), error };
+        self.exclusive(shard).shard.reserve(records).map_err(full)
+    }
+
+    /// Whether the store holds what it got from a leader.
+    #[must_use]
+    pub fn is_follower(&self) -> bool {
+        self.shards().any(|shard| self.progress(shard) != Progress::default())
+    }
+
+    /// A shard that holds changes of its own: its store has led, and cannot follow as it is.
+    #[must_use]
+    pub fn led_shard(&self) -> Option<ShardIndex> {
+        self.shards().find(|shard| {
+            let locked = self.shared(*shard);
+            locked.shard.progress() == Progress::default() && locked.shard.seq() != Seq::ZERO
+        })
+    }
+
+    /// Makes a store that followed a leader one that leads: every shard takes a new epoch.
+    pub fn promote(&self) -> Result<(), PromoteError> {
+        for shard in self.shards() {
+            let Progress { epoch, seq, consistent_at } = self.progress(shard);
+            if epoch == 0 && consistent_at == Seq::ZERO {
+                return Err(PromoteError::Missing { shard });
+            }
+            if seq < consistent_at {
+                return Err(PromoteError::Inconsistent { shard, seq, consistent_at });
+            }
+        }
+        self.shards().for_each(|shard| self.exclusive(shard).shard.promote());
         Ok(())
     }
 

@@ -334,7 +334,8 @@ fn a_full_ring_latches_and_a_scan_from_the_last_record_closes_the_gap() {
     leader.put(b"after", b"the scan").unwrap();
     follower.apply(shard, &drain(&mut ring)).unwrap();
     assert_equal(&leader, &follower);
-    leader.detach(shard, ring);
+    drop(ring);
+    leader.release(shard);
     assert_eq!((leader.stats(shard).rings, leader.stats(shard).ring_overflows), (0, 1));
 }
 
@@ -395,7 +396,7 @@ fn a_store_on_disk_is_found_again_and_guards_its_directory() {
         })
         .unwrap();
     assert_eq!(seen, count);
-    store.close();
+    store.close().unwrap();
     assert_eq!(store.put(b"late", b""), Err(WriteError::ReadOnly));
     drop(store);
     let wanted = Geometry { key_size_max: 9, ..geometry(3) };
@@ -476,4 +477,100 @@ fn readers_beside_a_writer_see_whole_records_only() {
         done.store(true, Ordering::Relaxed);
     });
     store.check().unwrap();
+}
+
+/// A store opened on a directory whose LOCK was removed once served beside the one that had it.
+#[test]
+#[cfg_attr(miri, ignore = "maps files")]
+fn a_removed_lock_file_does_not_let_a_second_process_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let _first = Store::open(directory.path(), Options::create(geometry(2))).unwrap();
+    std::fs::remove_file(directory.path().join("LOCK")).unwrap();
+    let second = Store::open(directory.path(), Options::default());
+    assert!(matches!(second, Err(OpenError::InUse { .. })), "{second:?}");
+}
+
+/// A file copied with holes once killed the process with SIGBUS when a hole was written on a full disk.
+#[test]
+#[cfg_attr(miri, ignore = "maps files")]
+fn a_file_with_holes_is_allocated_before_it_is_used() {
+    use std::os::unix::fs::MetadataExt;
+    let directory = tempfile::tempdir().unwrap();
+    let sizes = Geometry { value_size_max: u16::MAX, ..geometry(1) };
+    let store = Store::open(directory.path(), Options::create(sizes)).unwrap();
+    for key in 0..20_u32 {
+        store.put(&key.to_le_bytes(), b"short").unwrap();
+    }
+    store.close().unwrap();
+    drop(store);
+    let file = directory::shards_path(directory.path()).join("0000.slots");
+    let whole = std::fs::read(&file).unwrap();
+    let sparse = File::create(&file).unwrap();
+    sparse.set_len(whole.len() as u64).unwrap();
+    for (page, bytes) in
+        whole.chunks(4096).enumerate().filter(|(_, bytes)| bytes.iter().any(|byte| *byte != 0))
+    {
+        std::os::unix::fs::FileExt::write_all_at(&sparse, bytes, page as u64 * 4096).unwrap();
+    }
+    sparse.sync_all().unwrap();
+    assert!(sparse.metadata().unwrap().blocks() * 512 < whole.len() as u64 / 2, "the copy has holes");
+    drop(sparse);
+    let store = Store::open(directory.path(), Options::default()).unwrap();
+    assert!(std::fs::metadata(&file).unwrap().blocks() * 512 >= whole.len() as u64, "the holes are filled");
+    assert_eq!(store.get(&7_u32.to_le_bytes()).unwrap().as_deref(), Some(&b"short"[..]));
+}
+
+/// A follower once kept its watermark beside a damaged slot, so that no delta ever brought the slot again.
+#[test]
+#[cfg_attr(miri, ignore = "maps files")]
+fn a_follower_with_a_damaged_slot_forgets_its_watermark_and_a_full_scan_heals_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let leader = memory(1, 100);
+    let shard = ShardIndex(0);
+    for key in 0..9_u8 {
+        leader.put(&[key], b"value").unwrap();
+    }
+    let follower = Store::open(directory.path(), Options::create(geometry(1))).unwrap();
+    sync(&leader, &follower, shard, Seq::ZERO);
+    follower.set_progress(shard, Progress { epoch: 1, seq: Seq(9), consistent_at: Seq(9) });
+    follower.close().unwrap();
+    drop(follower);
+    let file = directory::shards_path(directory.path()).join("0000.slots");
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[crate::shard::header::slots_offset(&geometry(1)) + 3 * geometry(1).slot_stride() + 25] ^= 1;
+    std::fs::write(&file, &bytes).unwrap();
+    let follower = Store::open(directory.path(), Options { quarantine: true, ..Options::default() }).unwrap();
+    assert_eq!(follower.damaged().len(), 1);
+    assert_eq!(follower.progress(shard), Progress { epoch: 1, seq: Seq::ZERO, consistent_at: Seq::MAX });
+    sync(&leader, &follower, shard, follower.progress(shard).seq);
+    assert!(follower.damaged().is_empty());
+    follower.check().unwrap();
+    assert_equal(&leader, &follower);
+}
+
+#[test]
+fn a_follower_s_store_leads_only_when_promoted_and_only_when_consistent() {
+    let (leader, follower) = (memory(2, 100), memory(2, 100));
+    for key in 0..20_u8 {
+        leader.put(&[key], b"value").unwrap();
+    }
+    assert!(!leader.is_follower() && !follower.is_follower());
+    assert_eq!(leader.led_shard(), Some(ShardIndex(0)));
+    let follow = |shard| {
+        sync(&leader, &follower, shard, Seq::ZERO);
+        let seq = leader.head(shard);
+        follower.set_progress(shard, Progress { epoch: 1, seq, consistent_at: seq });
+    };
+    follow(ShardIndex(0));
+    assert!(follower.is_follower());
+    assert_eq!(follower.promote(), Err(PromoteError::Missing { shard: ShardIndex(1) }));
+    follow(ShardIndex(1));
+    let progress = follower.progress(ShardIndex(0));
+    follower.set_progress(ShardIndex(0), Progress { consistent_at: Seq::MAX, ..progress });
+    assert!(matches!(follower.promote(), Err(PromoteError::Inconsistent { .. })));
+    follower.set_progress(ShardIndex(0), progress);
+    follower.promote().unwrap();
+    assert_eq!((follower.is_follower(), follower.led_shard()), (false, Some(ShardIndex(0))));
+    let first_seq = leader.head(ShardIndex(0)).next().0;
+    assert_eq!(follower.lineage(ShardIndex(0)).last(), Some(&Term { epoch: 2, first_seq }));
 }

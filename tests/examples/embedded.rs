@@ -57,7 +57,7 @@ fn main() -> Result<(), Error> {
     stop.set();
     follower.join();
     leader.join();
-    copy.close();
-    store.close();
+    copy.close()?;
+    store.close()?;
     Ok(())
 }

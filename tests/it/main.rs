@@ -17,5 +17,6 @@ mod resp_commands;
 mod resp_differential;
 mod resp_hostile;
 mod resp_support;
+mod roles;
 mod tidy;
 mod unicode;

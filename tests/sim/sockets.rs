@@ -10,8 +10,8 @@ use slotstream::follower::{self, Follower};
 use slotstream::leader::{self, Leader};
 use slotstream::links::{Links, Phase};
 use slotstream::stop::Stop;
-use slotstream::store::{Options, Store};
-use slotstream::{Geometry, ShardIndex};
+use slotstream::store::{Options, Progress, Store};
+use slotstream::{Geometry, Seq, ShardIndex};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -237,6 +237,8 @@ fn another_stores_follower_is_refused_and_keeps_its_data() {
     let store_f = store(geometry(1), None);
     put(&store_f, 5, 5);
     let before = images(&store_f, ShardIndex(0));
+    // It has followed another leader.
+    store_f.set_progress(ShardIndex(0), Progress { epoch: 1, seq: Seq(5), consistent_at: Seq(5) });
     let follower = start_follower(&store_f, leader.address(), follower::Options::default());
     wait_until("the link is refused", || {
         follower.links.all().iter().all(|cell| cell.phase() == Phase::Refused)
@@ -245,6 +247,19 @@ fn another_stores_follower_is_refused_and_keeps_its_data() {
     assert!(reason.contains("follower holds data of store"), "{reason}");
     assert_eq!(images(&store_f, ShardIndex(0)), before);
     assert_eq!(leader.links.totals.full_scans.load(Ordering::Relaxed), 0);
+}
+
+/// A former leader's data once passed for an empty follower's: what it had of its own stayed for good.
+#[test]
+fn a_store_that_has_led_does_not_follow() {
+    let store_l = store(geometry(1), None);
+    let leader = start_leader(&store_l, leader::Options::default());
+    let store_f = store(geometry(1), Some(store_l.store_id()));
+    put(&store_f, 5, 5);
+    let address = leader.address().to_string();
+    let refused = Follower::start(store_f, address, follower::Options::default(), Links::new(), Stop::new());
+    let refused = refused.map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("this store has led: its shard 0 is at seq"), "{refused}");
 }
 
 #[test]

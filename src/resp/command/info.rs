@@ -196,6 +196,8 @@ fn stats(worker: &Worker, text: &mut String) -> std::fmt::Result {
     let totals = worker.all_counters.totals();
     let links = &worker.context.links.totals;
     let get = |figure: &std::sync::atomic::AtomicU64| figure.load(Ordering::Relaxed);
+    let store = &worker.context.store;
+    let expired: u64 = store.shards().map(|shard| store.stats(shard).expired).sum();
     let partial = get(&links.delta_scans_reconnect) + get(&links.delta_scans_overflow);
     write!(text, "total_connections_received:{}\r\n", totals.connections_received)?;
     write!(text, "total_commands_processed:{}\r\n", totals.commands_processed)?;
@@ -206,7 +208,7 @@ fn stats(worker: &Worker, text: &mut String) -> std::fmt::Result {
     write!(text, "sync_full:{}\r\n", get(&links.full_scans))?;
     write!(text, "sync_partial_ok:{partial}\r\n")?;
     write!(text, "sync_partial_err:0\r\n")?;
-    write!(text, "expired_keys:0\r\n")?;
+    write!(text, "expired_keys:{expired}\r\n")?;
     write!(text, "evicted_keys:0\r\n")?;
     write!(text, "keyspace_hits:{}\r\n", totals.keyspace_hits)?;
     write!(text, "keyspace_misses:{}\r\n", totals.keyspace_misses)?;
