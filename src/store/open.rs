@@ -20,7 +20,7 @@ use crate::slot::{Geometry, GeometryError, ShardIndex, SlotError, SlotIndex};
 use super::{Cell, Store, directory};
 
 // Address space, not memory: what all shards of a store may map together (a process has 128 TiB).
-const RESERVE_TOTAL: u64 = 1 << 45;
+const RESERVE_TOTAL: u64 = 1 << 43;
 const RESERVE_SHARD_MAX: u64 = 1 << 40;
 
 /// How to open a store.

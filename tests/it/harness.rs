@@ -466,14 +466,30 @@ pub(crate) fn is_in_sync(leader: &Node, follower: &Node) -> bool {
         && carried.iter().all(|shard| shard["phase"] == "stream" && shard["applied_seq"] == head(shard))
 }
 
-/// `slotstream verify A B` must say that both are equal.
+/// Asserts that two stopped nodes' directories hold the same in every shard.
 #[track_caller]
 pub(crate) fn assert_equal(first: &Path, second: &Path) {
-    let output = run_command(command(&["verify"]).arg(first).arg(second), PATIENCE);
-    assert!(
-        output.status.success(),
-        "{first:?} and {second:?} differ:\n{}{}",
-        stdout(&output),
-        stderr(&output)
+    let (compared, all) = shards_equal(first, second);
+    assert_eq!(compared, all, "shards of {first:?} and {second:?} that were compared");
+}
+
+/// Asserts that two stopped nodes' directories hold the same in as many shards as one of them carries.
+#[track_caller]
+pub(crate) fn assert_equal_in(first: &Path, second: &Path, shard_count: u64) {
+    assert_eq!(
+        shards_equal(first, second).0,
+        shard_count,
+        "shards of {first:?} and {second:?} that were compared"
     );
+}
+
+/// How many shards `verify` compared and found equal, and how many there are.
+#[track_caller]
+fn shards_equal(first: &Path, second: &Path) -> (u64, u64) {
+    let output = run_command(command(&["verify", "--json"]).arg(first).arg(second), PATIENCE);
+    let text = stdout(&output);
+    assert!(output.status.success(), "{first:?} and {second:?} differ:\n{text}{}", stderr(&output));
+    let found: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let shards = found["shards"].as_array().expect("a list of shards").len();
+    (found["shards_compared"].as_u64().expect("a number"), shards as u64)
 }

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 
 use crate::harness::{Client, PATIENCE, Reply, encode, poll};
 
+/// Keys that a writer begins with.
 const KEYS: usize = 2_000;
 const PIPELINE: usize = 50;
 
@@ -107,12 +108,18 @@ impl Writer {
 
     fn batch(&mut self, client: &mut Client) -> std::io::Result<()> {
         let mut request = Vec::new();
-        let mut touched = Vec::with_capacity(PIPELINE);
+        let mut touched = Vec::with_capacity(PIPELINE + 1);
+        // A key that was never there, so that the store grows all the time.
+        let fresh = self.keys.len();
+        self.operations += 1;
+        encode(&mut request, &[b"SET", self.key(fresh).as_bytes(), value(self.operations).as_bytes()]);
+        self.keys.push(VecDeque::from([None, Some(self.operations)]));
+        touched.push(fresh);
         for _ in 0..PIPELINE {
             self.random ^= self.random << 13;
             self.random ^= self.random >> 7;
             self.random ^= self.random << 17;
-            let index = usize::try_from(self.random % KEYS as u64).expect("below KEYS");
+            let index = usize::try_from(self.random % self.keys.len() as u64).expect("below the count");
             self.operations += 1;
             let key = self.key(index);
             if self.random >> 60 == 0 {
@@ -136,7 +143,7 @@ impl Writer {
 
     /// Reads every key and asserts that its state is one that it may have; then that one is known.
     fn check(&mut self, client: &mut Client) {
-        for index in 0..KEYS {
+        for index in 0..self.keys.len() {
             // A node that is killed meanwhile is asked again after the next connect.
             let Ok(found) = read(client, &self.key(index)) else { return };
             let number = self.number;
