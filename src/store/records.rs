@@ -315,16 +315,20 @@ impl Store {
             cell.index.prefetch(cell.index_buckets.load(Ordering::Relaxed), place.hash);
             len += 1;
         }
-        for place in &places[..len] {
-            let cell = self.cell(place.shard);
-            // A stale table costs a useless prefetch and no more.
-            cell.index.candidates(cell.index_buckets.load(Ordering::Relaxed), place.hash, |slot| {
-                let offset = self.slots_offset + slot.0 as usize * self.stride;
-                cell.slots.prefetch(offset);
-                cell.slots.prefetch(offset + self.stride.min(128) - 1);
-            });
-        }
+        places[..len].iter().for_each(|place| self.prefetch_slots(*place));
         places
+    }
+
+    /// Starts loading the slots that may hold a key, once its bucket is there.
+    #[inline]
+    fn prefetch_slots(&self, place: Place) {
+        let cell = self.cell(place.shard);
+        // A stale table costs a useless prefetch and no more.
+        cell.index.candidates(cell.index_buckets.load(Ordering::Relaxed), place.hash, |slot| {
+            let offset = self.slots_offset + slot.0 as usize * self.stride;
+            cell.slots.prefetch(offset);
+            cell.slots.prefetch(offset + self.stride.min(128) - 1);
+        });
     }
 
     /// Records, expired ones that are not removed yet included.
@@ -374,7 +378,11 @@ impl Store {
     #[inline]
     pub fn put_expiring(&self, key: &[u8], value: &[u8], expire_at: u64) -> Result<Seq, WriteError> {
         self.check_write(key, value)?;
-        self.put_at(self.geometry.place(key), key, value, expire_at)
+        let place = self.geometry.place(key);
+        // Before the lock: taking it waits until the stores of the write before this one are out, and
+        // what this one needs can be on its way meanwhile.
+        self.prefetch_slots(place);
+        self.put_at(place, key, value, expire_at)
     }
 
     #[inline]
@@ -412,6 +420,7 @@ impl Store {
     ) -> Result<T, WriteError> {
         self.check_write(key, &[])?;
         let place = self.geometry.place(key);
+        self.prefetch_slots(place);
         let mut locked = self.exclusive(place.shard);
         let (slot, live) = locked.live(self, place, key)?;
         let mut value = Vec::new();
