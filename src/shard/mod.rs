@@ -24,7 +24,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 use crate::planted::{Bug, is_planted};
 use crate::region::{Region, Window, prefetch};
-use crate::slot::image::{Image, RECORD_HEADER_SIZE, image_seq, read_u32};
+use crate::slot::image::{Image, RECORD_HEADER_SIZE, read_u32};
 use crate::slot::{Geometry, Record, RecordError, Seq, ShardIndex, SlotError, SlotIndex, SlotView, Status};
 
 use free::FreeSet;
@@ -534,12 +534,16 @@ impl Shard {
     /// The caller has seen that the state is a prefix of that leader's.
     pub fn promote(&mut self) {
         assert!(self.progress.is_consistent(), "a shard inside a scan is not promoted");
-        let term = Term { epoch: self.epoch() + 1, first_seq: self.seq.next().0 };
-        let mut lineage = self.state.lineage.clone();
-        lineage.push(term);
         // The epoch first: a kill in between leaves a follower with an epoch that nobody else has.
-        self.set_lineage(&lineage);
+        self.begin_epoch(self.seq.next());
         self.set_progress(Progress::default());
+    }
+
+    /// Adds a term to the lineage.
+    fn begin_epoch(&mut self, first_seq: Seq) {
+        let mut lineage = self.state.lineage.clone();
+        lineage.push(Term { epoch: self.epoch() + 1, first_seq: first_seq.0 });
+        self.set_lineage(&lineage);
     }
 }
 
@@ -549,11 +553,4 @@ fn begin_redo(redo: &mut [u8], slot: SlotIndex) {
     redo[4..8].copy_from_slice(&[0; 4]);
     compiler_fence(Ordering::SeqCst);
     redo[..4].copy_from_slice(&slot.0.to_le_bytes());
-}
-
-/// The seq of a record that this shard wrote.
-#[inline]
-#[must_use]
-pub fn record_seq(record: &[u8]) -> Seq {
-    image_seq(&record[RECORD_HEADER_SIZE..])
 }

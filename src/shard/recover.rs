@@ -166,10 +166,7 @@ impl Shard {
         if self.progress != Progress::default() {
             self.forget_watermark();
         } else if self.seq != Seq::ZERO {
-            let term = Term { epoch: self.epoch() + 1, first_seq: 1 };
-            let mut lineage = self.state.lineage.clone();
-            lineage.push(term);
-            self.set_lineage(&lineage);
+            self.begin_epoch(Seq::ZERO.next());
         }
     }
 

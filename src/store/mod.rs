@@ -212,6 +212,11 @@ impl Store {
     }
 
     #[inline]
+    fn slot_offset(&self, slot: SlotIndex) -> usize {
+        self.slots_offset + slot.0 as usize * self.stride
+    }
+
+    #[inline]
     fn cell(&self, shard: ShardIndex) -> &Cell {
         &self.cells[usize::from(shard.0)]
     }

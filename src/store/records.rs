@@ -248,7 +248,7 @@ impl Store {
         let bucket_count = cell.index_buckets.load(Ordering::Relaxed);
         let mut is_whole = true;
         let slot = cell.index.find(bucket_count, hash, |slot| {
-            let offset = self.slots_offset + slot.0 as usize * self.stride;
+            let offset = self.slot_offset(slot);
             cell.slots.prefetch(offset);
             cell.slots.prefetch(offset + 64);
             is_whole &= cell.slots.load(offset, words);
@@ -325,7 +325,7 @@ impl Store {
         let cell = self.cell(place.shard);
         // A stale table costs a useless prefetch and no more.
         cell.index.candidates(cell.index_buckets.load(Ordering::Relaxed), place.hash, |slot| {
-            let offset = self.slots_offset + slot.0 as usize * self.stride;
+            let offset = self.slot_offset(slot);
             cell.slots.prefetch(offset);
             cell.slots.prefetch(offset + self.stride.min(128) - 1);
         });

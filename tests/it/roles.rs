@@ -1,5 +1,6 @@
 //! What becomes of a directory when its node's role changes, and of a node nobody listens to.
 
+use std::path::Path;
 use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -15,6 +16,15 @@ fn set(node: &Node, keys: std::ops::Range<u32>, value: &str) {
     for key in keys {
         assert_eq!(client.call(&["SET", &format!("key-{key}"), value]).text(), "OK");
     }
+}
+
+/// Starts a node that must fail, with these words.
+fn assert_refused(role: &str, directory: &Path, arguments: &[&str], words: &str) {
+    let path = directory.to_str().expect("utf-8");
+    let ports = ["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
+    let refused = run(&[&[role, "--data-dir", path], &ports[..], arguments].concat());
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains(words), "{}", stderr(&refused));
 }
 
 /// A follower's directory that was led, and a leader's that then followed it, once ended up different
@@ -35,20 +45,8 @@ fn a_promoted_follower_leads_in_a_new_epoch_and_the_old_leader_does_not_follow()
     set(&old, 0..10, "only the old leader has this");
     assert!(old.terminate().0.success());
 
-    let path = b.to_str().expect("utf-8");
-    let refused = run(&[
-        "leader",
-        "--data-dir",
-        path,
-        "--listen",
-        "127.0.0.1:0",
-        "--replication-listen",
-        "127.0.0.1:0",
-        "--http-listen",
-        "127.0.0.1:0",
-    ]);
-    assert_eq!(refused.status.code(), Some(1));
-    assert!(stderr(&refused).contains("this store follows a leader; give --promote"), "{}", stderr(&refused));
+    let replication = ["--replication-listen", "127.0.0.1:0"];
+    assert_refused("leader", &b, &replication, "this store follows a leader; give --promote");
 
     let mut promoted = Node::leader(&b, &["--promote"]);
     set(&promoted, 100..120, "the new leader");
@@ -61,21 +59,8 @@ fn a_promoted_follower_leads_in_a_new_epoch_and_the_old_leader_does_not_follow()
     assert_eq!(promoted.metric("slotstream_full_scans_total"), 0.0);
 
     // The old leader has changes of its own.
-    let replication = promoted.ports.replication_listen.expect("a leader has one").to_string();
-    let path = a.to_str().expect("utf-8");
-    let refused = run(&[
-        "follower",
-        "--data-dir",
-        path,
-        "--leader",
-        &replication,
-        "--listen",
-        "127.0.0.1:0",
-        "--http-listen",
-        "127.0.0.1:0",
-    ]);
-    assert_eq!(refused.status.code(), Some(1));
-    assert!(stderr(&refused).contains("this store has led"), "{}", stderr(&refused));
+    let address = promoted.ports.replication_listen.expect("a leader has one").to_string();
+    assert_refused("follower", &a, &["--leader", &address], "this store has led");
 
     assert!(behind.terminate().0.success());
     assert!(promoted.terminate().0.success());
