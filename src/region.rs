@@ -221,8 +221,15 @@ fn store_words(target: NonNull<u8>, bytes: &[u8]) {
     // SAFETY: within the room that the caller has checked, and aligned; readers beside us load atomically.
     let target_words =
         unsafe { std::slice::from_raw_parts(target.cast::<AtomicU64>().as_ptr(), words.len()) };
-    for (target, word) in target_words.iter().zip(words) {
-        target.store(u64::from_le_bytes(*word).to_le(), Ordering::Relaxed);
+    let word_of = |bytes| u64::from_le_bytes(bytes).to_le();
+    // By fours: for a small image the loop itself would be most of the work.
+    let (target_lines, target_rest) = target_words.as_chunks::<4>();
+    let (lines, rest) = words.as_chunks::<4>();
+    for (target, line) in target_lines.iter().zip(lines) {
+        (0..4).for_each(|place| target[place].store(word_of(line[place]), Ordering::Relaxed));
+    }
+    for (target, word) in target_rest.iter().zip(rest) {
+        target.store(word_of(*word), Ordering::Relaxed);
     }
     let tail_offset = words.len() * 8;
     // SAFETY: within the room that the caller has checked.
@@ -255,7 +262,11 @@ impl Window {
         let source = unsafe { self.memory.base.add(offset).cast::<AtomicU64>() };
         // SAFETY: in bounds and aligned: the base is, and so is the offset; stores there are atomic.
         let source = unsafe { std::slice::from_raw_parts(source.as_ptr(), words.len()) };
-        for (word, source) in words.iter_mut().zip(source) {
+        let ((lines, tail), (source, source_tail)) = (words.as_chunks_mut::<4>(), source.as_chunks::<4>());
+        for (line, source) in lines.iter_mut().zip(source) {
+            *line = std::array::from_fn(|place| source[place].load(Ordering::Relaxed));
+        }
+        for (word, source) in tail.iter_mut().zip(source_tail) {
             *word = source.load(Ordering::Relaxed);
         }
         true

@@ -7,8 +7,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
-use crate::region::prefetch;
-
 /// Lets a ring's writers wake the one thread that drains many rings, and only when it sleeps.
 ///
 /// Sleeping: [`Sleeper::announce`], look at every ring once more, block, [`Sleeper::awake`].
@@ -58,9 +56,6 @@ struct Shared {
     overflows: AtomicU64,
 }
 
-/// How far ahead a writer's memory is prefetched: about two small records.
-const PREFETCH_BYTES: usize = 256;
-
 /// The writing end; lives behind the exclusive side of the shard lock.
 #[derive(Debug)]
 pub struct RingWriter {
@@ -95,13 +90,6 @@ impl RingWriter {
             self.shared.overflows.fetch_add(1, Ordering::Relaxed);
             // Release: a reader that sees the latch also sees every record pushed before it.
             self.shared.latched.store(true, Ordering::Release);
-        } else if let Ok(mut next) = self.producer.write_chunk_uninit(PREFETCH_BYTES) {
-            // The next record goes to memory that the reader, or nobody, has in its cache: let it come
-            // while other work is done, or the next unlock waits for it.
-            let (next, _) = next.as_mut_slices();
-            for line in (0..PREFETCH_BYTES).step_by(64) {
-                prefetch(next.as_ptr().addr() + line);
-            }
         }
         self.sleeper.notify();
     }

@@ -61,6 +61,23 @@ impl FreeSet {
         }
     }
 
+    /// Adds a run of slots, a word of them at a time.
+    pub fn insert_range(&mut self, slots: std::ops::Range<u32>) {
+        // Highest first, so that the levels are made once.
+        let mut end = slots.end;
+        while end > slots.start {
+            let start = slots.start.max((end - 1) / WORD_BITS * WORD_BITS);
+            // The last one goes the long way, which keeps the levels above right.
+            self.insert(SlotIndex(end - 1));
+            let (word, _) = split(start);
+            let run = (u64::MAX >> (WORD_BITS - (end - start))) << (start % WORD_BITS);
+            let before = self.levels[0][word];
+            self.len += (run & !before).count_ones();
+            self.levels[0][word] = before | run;
+            end = start;
+        }
+    }
+
     /// Takes a slot out; no change if it is not there.
     #[inline]
     pub fn remove(&mut self, slot: SlotIndex) {
@@ -132,19 +149,28 @@ mod tests {
 
     proptest! {
         #[test]
-        fn behaves_as_an_ordered_set(ops in prop::collection::vec((any::<bool>(), 0_u32..300_000), 1..400)) {
+        fn behaves_as_an_ordered_set(
+            ops in prop::collection::vec((0_u32..3, 0_u32..300_000, 1_u32..300), 1..400),
+        ) {
             let (mut free, mut model) = (FreeSet::default(), BTreeSet::new());
-            for (insert, index) in ops {
-                if insert {
-                    free.insert(SlotIndex(index));
-                    model.insert(index);
-                } else {
-                    free.remove(SlotIndex(index));
-                    model.remove(&index);
+            for (op, index, len) in ops {
+                match op {
+                    0 => {
+                        free.insert(SlotIndex(index));
+                        model.insert(index);
+                    }
+                    1 => {
+                        free.insert_range(index..index + len);
+                        model.extend(index..index + len);
+                    }
+                    _ => {
+                        free.remove(SlotIndex(index));
+                        model.remove(&index);
+                    }
                 }
                 prop_assert_eq!(free.first().map(|slot| slot.0), model.first().copied());
                 prop_assert_eq!(free.len() as usize, model.len());
-                prop_assert_eq!(free.contains(SlotIndex(index)), insert);
+                prop_assert_eq!(free.contains(SlotIndex(index)), op != 2);
             }
         }
     }

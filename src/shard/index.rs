@@ -135,6 +135,12 @@ impl Index {
         }
     }
 
+    /// The first slot with this hash in its home bucket; whether it holds the key is not known yet.
+    #[inline]
+    pub fn first_candidate(&self, hash: u32) -> Option<SlotIndex> {
+        find_in(self.region.line(home(hash, self.bucket_count)), hash, |_| true)
+    }
+
     /// Adds an entry that is not there. Fails only where the table must grow and memory is out;
     /// nothing is changed then.
     #[inline]

@@ -24,7 +24,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 use crate::planted::{Bug, is_planted};
 use crate::region::{Region, Window, prefetch};
-use crate::slot::image::{Image, RECORD_HEADER_SIZE, read_u32};
+use crate::slot::image::{Image, RECORD_HEADER_SIZE, free_images, header_of, names_key, read_u32};
 use crate::slot::{Geometry, Record, RecordError, Seq, ShardIndex, SlotError, SlotIndex, SlotView, Status};
 
 use free::FreeSet;
@@ -197,7 +197,7 @@ impl Shard {
         self.index.find(hash, |slot| {
             // All of its lines at once: the header's arrival would otherwise start the next load.
             self.prefetch_slot(slot);
-            self.peek(slot).is_some_and(|view| view.key() == key)
+            names_key(self.slot_bytes(slot), key)
         })
     }
 
@@ -249,6 +249,21 @@ impl Shard {
         Ok(self.commit(slot, Status::Occupied, expire_at, key, value))
     }
 
+    /// Stores a record of which it is not known yet whether its key is there. As [`Shard::put`], but the
+    /// image is made while the slot is on its way from memory: what comes after its arrival is little
+    /// enough for the processor to begin the next record meanwhile.
+    #[inline]
+    pub fn put_key(&mut self, hash: u32, key: &[u8], value: &[u8], expire_at: u64) -> io::Result<&[u8]> {
+        if let Some(slot) = self.index.first_candidate(hash) {
+            self.prefetch_slot(slot);
+            self.stage(slot, Status::Occupied, expire_at, key, value);
+            if names_key(self.slot_bytes(slot), key) {
+                return Ok(self.settle(slot, Status::Occupied, expire_at, key.len() + value.len()));
+            }
+        }
+        self.put(hash, self.find(hash, key), key, value, expire_at)
+    }
+
     /// Turns an occupied slot into a tombstone; returns the bytes that rings get.
     pub fn delete(&mut self, hash: u32, slot: SlotIndex, key: &[u8]) -> &[u8] {
         let removed = self.index.remove(hash, slot);
@@ -259,17 +274,28 @@ impl Shard {
 
     #[inline]
     fn commit(&mut self, slot: SlotIndex, status: Status, expire_at: u64, key: &[u8], value: &[u8]) -> &[u8] {
-        let seq = self.seq.next();
-        let image = Image { seq, status, expire_at, key, value };
-        let (shard, size) = (self.identity.shard, image.size());
-        let before = self.peek(slot).map(|view| (view.status(), view.expire_at()));
-        self.count(before, status, expire_at);
-        let redo = self.region.bytes_mut(REDO_OFFSET, RECORD_HEADER_SIZE + size);
+        self.stage(slot, status, expire_at, key, value);
+        self.settle(slot, status, expire_at, key.len() + value.len())
+    }
+
+    /// Writes a slot's next image to the redo place, which stays void: nothing has changed yet.
+    #[inline]
+    fn stage(&mut self, slot: SlotIndex, status: Status, expire_at: u64, key: &[u8], value: &[u8]) {
+        let image = Image { seq: self.seq.next(), status, expire_at, key, value };
+        let shard = self.identity.shard;
+        let redo = self.region.bytes_mut(REDO_OFFSET, RECORD_HEADER_SIZE + image.size());
         begin_redo(redo, slot);
         image.write(shard, slot, &mut redo[RECORD_HEADER_SIZE..]);
+    }
+
+    /// Makes the staged image, with so many bytes of key and value, its slot's.
+    #[inline]
+    fn settle(&mut self, slot: SlotIndex, status: Status, expire_at: u64, content_size: usize) -> &[u8] {
+        let size = crate::slot::layout::HEADER_SIZE + content_size;
+        self.count(header_of(self.slot_bytes(slot)), status, expire_at);
         self.finish_redo(slot, size);
-        self.seq = seq;
-        self.note_seq(slot, seq);
+        self.seq = self.seq.next();
+        self.note_seq(slot, self.seq);
         self.region.bytes(REDO_OFFSET, RECORD_HEADER_SIZE + size)
     }
 
@@ -469,18 +495,12 @@ impl Shard {
 
     /// Gives slots a status. The count is raised last: until then nobody looks at them.
     fn format_to(&mut self, slots: u32) {
-        let shard = self.shard();
-        let free = Image { seq: Seq::ZERO, status: Status::Free, expire_at: 0, key: &[], value: &[] };
-        let mut image = [0; crate::slot::layout::HEADER_SIZE];
-        for slot in (self.slots_formatted()..slots).map(SlotIndex) {
-            free.write(shard, slot, &mut image);
-            self.region.store(self.slot_offset(slot), &image);
+        let (formatted, image_of) = (self.slots_formatted(), free_images(self.shard()));
+        for slot in (formatted..slots).map(SlotIndex) {
+            self.region.store(self.slot_offset(slot), &image_of(slot));
         }
         compiler_fence(Ordering::SeqCst);
-        // Highest first, so that the free set's levels are made once.
-        for slot in (self.slots_formatted()..slots).rev().map(SlotIndex) {
-            self.free.insert(slot);
-        }
+        self.free.insert_range(formatted..slots);
         self.blocks.resize(slots.div_ceil(BLOCK_SLOTS) as usize, 0);
         self.state.slots_formatted = slots;
         self.write_state();

@@ -9,7 +9,7 @@
 //! |      4 |    4 | length of the image in bytes |
 //! |      8 |    n | image     |
 
-use std::sync::LazyLock;
+use crate::checksum::crc32c;
 
 use super::layout::{
     Geometry, HEADER_SIZE, OFFSET_CRC, OFFSET_EXPIRE_AT, OFFSET_KEY_LEN, OFFSET_SEQ, OFFSET_VALUE_LEN, Seq,
@@ -79,15 +79,36 @@ fn place_mark(shard: ShardIndex, slot: SlotIndex) -> u32 {
     slot.0.wrapping_add(u32::from(shard.0).wrapping_mul(0x9E37_79B1))
 }
 
-/// CRC-32 of an image, marked with its place.
+/// CRC-32C of an image, marked with its place.
 #[inline]
 #[must_use]
 pub fn image_crc(shard: ShardIndex, slot: SlotIndex, image: &[u8]) -> u32 {
-    // A new hasher asks what the processor can do, which costs a third of a small image's CRC.
-    static HASHER: LazyLock<crc32fast::Hasher> = LazyLock::new(crc32fast::Hasher::new);
-    let mut hasher = HASHER.clone();
-    hasher.update(&image[OFFSET_KEY_LEN..]);
-    hasher.finalize() ^ place_mark(shard, slot)
+    crc32c(read_u32(image, OFFSET_KEY_LEN), &image[OFFSET_SEQ..]) ^ place_mark(shard, slot)
+}
+
+/// Whether a slot names this key, unchecked: a look at the right slot costs no more than the key.
+#[inline]
+#[must_use]
+pub(crate) fn names_key(bytes: &[u8], key: &[u8]) -> bool {
+    usize::from(read_u16(bytes, OFFSET_KEY_LEN)) == key.len()
+        && bytes.get(HEADER_SIZE..HEADER_SIZE + key.len()).is_some_and(|found| is_equal(found, key))
+}
+
+/// Status and expiry that a slot states, unchecked; none if it has no status.
+#[inline]
+#[must_use]
+pub(crate) fn header_of(bytes: &[u8]) -> Option<(Status, u64)> {
+    Some((Status::from_bits(bytes[OFFSET_SEQ + 7] >> (SEQ_BITS % 8))?, read_u64(bytes, OFFSET_EXPIRE_AT)))
+}
+
+/// Compares bytes in place: for a key, a call of the library's function costs more than the comparison.
+#[inline]
+fn is_equal(left: &[u8], right: &[u8]) -> bool {
+    let ((left, left_tail), (right, right_tail)) = (left.as_chunks::<8>(), right.as_chunks::<8>());
+    let words = |[left, right]: [&[u8; 8]; 2]| u64::from_le_bytes(*left) == u64::from_le_bytes(*right);
+    left.len() == right.len()
+        && left.iter().zip(right).all(|(left, right)| words([left, right]))
+        && left_tail.iter().eq(right_tail)
 }
 
 /// The seq an image's header states, unchecked; for bytes that this process wrote itself.
@@ -143,6 +164,21 @@ impl Image<'_> {
     }
 }
 
+/// Makes images of slots that were never used: they differ by the mark of their place only, so that
+/// formatting a slot takes no checksum.
+pub(crate) fn free_images(shard: ShardIndex) -> impl Fn(SlotIndex) -> [u8; HEADER_SIZE] {
+    let free = Image { seq: Seq::ZERO, status: Status::Free, expire_at: 0, key: &[], value: &[] };
+    let mut first = [0; HEADER_SIZE];
+    free.write(shard, SlotIndex(0), &mut first);
+    let unmarked = read_u32(&first, OFFSET_CRC) ^ place_mark(shard, SlotIndex(0));
+    move |slot| {
+        let mut image = first;
+        let crc = unmarked ^ place_mark(shard, slot);
+        image[OFFSET_CRC..OFFSET_CRC + 4].copy_from_slice(&crc.to_le_bytes());
+        image
+    }
+}
+
 /// A checked image.
 #[derive(Debug, Clone, Copy)]
 pub struct SlotView<'a> {
@@ -174,12 +210,7 @@ impl<'a> SlotView<'a> {
         if bytes.len() < HEADER_SIZE {
             return Err(SlotError::Length { found: bytes.len(), wanted: HEADER_SIZE });
         }
-        let status = match bytes[OFFSET_SEQ + 7] >> 6 {
-            1 => Status::Free,
-            2 => Status::Occupied,
-            3 => Status::Deleted,
-            _ => return Err(SlotError::Status),
-        };
+        let status = Status::from_bits(bytes[OFFSET_SEQ + 7] >> (SEQ_BITS % 8)).ok_or(SlotError::Status)?;
         let (key, value) = (read_u16(bytes, OFFSET_KEY_LEN), read_u16(bytes, OFFSET_VALUE_LEN));
         if key > geometry.key_size_max || value > geometry.value_size_max {
             return Err(SlotError::Capacity { key, value });

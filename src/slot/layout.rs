@@ -2,7 +2,7 @@
 //!
 //! | offset | size | field      | meaning                                                          |
 //! |-------:|-----:|------------|------------------------------------------------------------------|
-//! |      0 |    4 | crc        | CRC-32 of bytes 4 to the end of the value, XOR a mark of the place |
+//! |      0 |    4 | crc        | CRC-32C of bytes 4 to the end of the value, XOR a mark of the place |
 //! |      4 |    2 | key_len    | bytes of key                                                     |
 //! |      6 |    2 | value_len  | bytes of value                                                   |
 //! |      8 |    8 | seq+status | seq in the low 62 bits, [`Status`] in the high 2                 |
@@ -86,6 +86,20 @@ pub enum Status {
     Occupied = 2,
     /// Tombstone: held the key it still names; reusable.
     Deleted = 3,
+}
+
+impl Status {
+    /// The status that two bits mean.
+    #[inline]
+    #[must_use]
+    pub(crate) fn from_bits(bits: u8) -> Option<Self> {
+        match bits {
+            1 => Some(Self::Free),
+            2 => Some(Self::Occupied),
+            3 => Some(Self::Deleted),
+            _ => None,
+        }
+    }
 }
 
 /// A store's fixed sizes. All its shards share them, and so do its followers.

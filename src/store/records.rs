@@ -8,6 +8,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use crate::region::bytes_of;
 use crate::shard::index::Moved;
+use crate::slot::image::names_key;
 use crate::slot::{Place, Seq, ShardIndex, SlotError, SlotIndex, SlotView, Status};
 
 use super::{Cell, Locked, Store};
@@ -16,6 +17,7 @@ use super::{Cell, Locked, Store};
 const BATCH_KEYS: usize = 16;
 // Slots up to this size are read without the lock: larger ones cost more to copy than a lock does.
 const COPY_WORDS_MAX: usize = 32;
+const COPY_WORDS_SMALL: usize = 16;
 
 /// Why a record was not read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -138,16 +140,22 @@ impl Locked {
         Ok((Some(slot), Some(view).filter(|view| !store.is_expired(view.expire_at()))))
     }
 
+    /// Stores a record and pushes it to the rings; `found` is the slot that holds the key, if that was
+    /// looked up already.
     #[inline]
     fn put(
         &mut self,
         place: Place,
-        slot: Option<SlotIndex>,
+        found: Option<Option<SlotIndex>>,
         key: &[u8],
         value: &[u8],
         expire_at: u64,
     ) -> Result<Seq, WriteError> {
-        match self.shard.put(place.hash, slot, key, value, expire_at) {
+        let stored = match found {
+            Some(slot) => self.shard.put(place.hash, slot, key, value, expire_at),
+            None => self.shard.put_key(place.hash, key, value, expire_at),
+        };
+        match stored {
             Ok(record) => {
                 for ring in self.rings.get_mut() {
                     ring.push(record);
@@ -218,18 +226,38 @@ impl Store {
         key: &[u8],
         f: impl FnOnce(Option<Entry<'_>>) -> T,
     ) -> Result<T, ReadError> {
-        let mut words = [0; COPY_WORDS_MAX];
-        if let Some(words) = words.get_mut(..self.stride / 8)
-            && let Ok(slot) = self.copy_slot(self.cell(place.shard), place.hash, key, words)
-        {
-            let Some(slot) = slot else { return Ok(f(None)) };
-            let view = SlotView::check(&self.geometry, place.shard, slot, bytes_of(words));
-            let view = view.map_err(|error| ReadError::Damaged { shard: place.shard, slot, error })?;
-            return Ok(f(Some(view).filter(|view| !self.is_expired(view.expire_at())).map(Entry::from)));
-        }
+        // Two sizes, since the copy's place is cleared first: that would be a tenth of a small slot's read.
+        let copy = match self.stride / 8 {
+            ..=COPY_WORDS_SMALL => self.read_copy::<COPY_WORDS_SMALL, T, _>(place, key, f),
+            words if words <= COPY_WORDS_MAX => self.read_copy::<COPY_WORDS_MAX, T, _>(place, key, f),
+            _ => Err(f),
+        };
+        let f = match copy {
+            Ok(result) => return result,
+            Err(f) => f,
+        };
         let locked = self.shared(place.shard);
         let (_, live) = locked.live(self, place, key)?;
         Ok(f(live.map(Entry::from)))
+    }
+
+    /// Reads without the shard's lock; gives `f` back if a writer was at work.
+    #[inline]
+    fn read_copy<const WORDS: usize, T, F: FnOnce(Option<Entry<'_>>) -> T>(
+        &self,
+        place: Place,
+        key: &[u8],
+        f: F,
+    ) -> Result<Result<T, ReadError>, F> {
+        let mut words = [0; WORDS];
+        let words = &mut words[..self.stride / 8];
+        let Ok(slot) = self.copy_slot(self.cell(place.shard), place.hash, key, words) else { return Err(f) };
+        let Some(slot) = slot else { return Ok(Ok(f(None))) };
+        let view = match SlotView::check(&self.geometry, place.shard, slot, bytes_of(words)) {
+            Ok(view) => view,
+            Err(error) => return Ok(Err(ReadError::Damaged { shard: place.shard, slot, error })),
+        };
+        Ok(Ok(f(Some(view).filter(|view| !self.is_expired(view.expire_at())).map(Entry::from))))
     }
 
     /// Copies the slot that holds `key`, without the shard's lock. `Err` if a writer was at work.
@@ -252,8 +280,8 @@ impl Store {
             cell.slots.prefetch(offset);
             cell.slots.prefetch(offset + 64);
             is_whole &= cell.slots.load(offset, words);
-            // Half-written words have any shape; the version tells them from a key that is not there.
-            SlotView::check_shape(&self.geometry, bytes_of(words)).is_ok_and(|view| view.key() == key)
+            // Half-written words name any key; the version tells them from a key that is not there.
+            names_key(bytes_of(words), key)
         })?;
         // The words are loaded before the version is looked at again.
         fence(Ordering::Acquire);
@@ -387,9 +415,7 @@ impl Store {
 
     #[inline]
     fn put_at(&self, place: Place, key: &[u8], value: &[u8], expire_at: u64) -> Result<Seq, WriteError> {
-        let mut locked = self.exclusive(place.shard);
-        let slot = locked.shard.find(place.hash, key);
-        locked.put(place, slot, key, value, expire_at)
+        self.exclusive(place.shard).put(place, None, key, value, expire_at)
     }
 
     /// Stores many records, in order. Cache lines are loaded ahead, which is several times faster than
@@ -445,7 +471,7 @@ impl Store {
             "only a live record is given another expiry"
         );
         self.check_write(key, &value)?;
-        locked.put(place, slot, key, &value, expire_at)?;
+        locked.put(place, Some(slot), key, &value, expire_at)?;
         Ok(result)
     }
 

@@ -12,11 +12,11 @@ const FLOORS: &[(u8, &[&str])] = &[
     (3, &["store"]),
     (2, &["shard", "ring", "wire", "links"]),
     (1, &["slot", "region", "signals"]),
-    (0, &["metrics", "stop", "clock", "counters", "planted", "units"]),
+    (0, &["metrics", "stop", "clock", "counters", "checksum", "planted", "units"]),
 ];
 
-/// Files that may hold `unsafe`: slot memory.
-const UNSAFE_FILES: &[&str] = &["src/region.rs"];
+/// Files that may hold `unsafe`: slot memory, and the processor's checksum instruction.
+const UNSAFE_FILES: &[&str] = &["src/region.rs", "src/checksum.rs"];
 const FILE_LINES_MAX: usize = 700;
 const README_LINES_MAX: usize = 149;
 
