@@ -11,6 +11,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -185,6 +186,25 @@ impl Region {
     #[inline]
     pub fn store(&mut self, offset: usize, bytes: &[u8]) {
         store_words(self.at(offset, bytes.len()), bytes);
+    }
+
+    /// Writes bytes that nobody looks at yet. Those of a file go the file's way, in steps: a page that was
+    /// written is mapped several times faster than one that must be made on its first touch. The steps are
+    /// small, because the kernel keeps what was written in one go as one unit of write-back.
+    pub fn fill(&mut self, offset: usize, bytes: &[u8]) -> io::Result<()> {
+        const STEP: usize = 16 << 10;
+        self.at(offset, bytes.len());
+        let Backing::File { file, .. } = &self.memory.backing else {
+            self.bytes_mut(offset, bytes.len()).copy_from_slice(bytes);
+            return Ok(());
+        };
+        let (mut at, mut rest) = (offset, bytes);
+        while !rest.is_empty() {
+            let (step, behind) = rest.split_at(rest.len().min(STEP - at % STEP));
+            file.write_all_at(step, at as u64)?;
+            (at, rest) = (at + step.len(), behind);
+        }
+        Ok(())
     }
 
     /// The `index`-th cache line as words.

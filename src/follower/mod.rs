@@ -1,7 +1,7 @@
 //! Floor 4: the follower's side of replication.
 //!
 //! [`link`] is one connection's state machine (no I/O, no clock of its own); [`apply`] is what it does
-//! to the store and what it knows of its own progress. [`pool`] is the thread and the sockets around
+//! to the store and what it knows of its own progress. [`pool`] is the threads and the sockets around
 //! the links of all shards, [`probe()`] asks a leader who it is before there is a store.
 //!
 //! Memory per link: one receive buffer of [`Options::receive_buffer_bytes`], touched as far as it is used.
@@ -28,9 +28,15 @@ use crate::wire::frame::{HEADER_SIZE, PAYLOAD_SIZE_MAX};
 /// Room in a receive buffer beside the largest frame, so that the next frame's begin comes with it.
 const RECEIVE_AHEAD_BYTES: usize = 64 * 1024;
 
+/// More threads than these help nobody by default: one applies millions of records a second, and only a
+/// first scan is bound by it.
+const THREADS_MAX: usize = 4;
+
 /// How a follower follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
+    /// Threads that drive links; never more than there are shards to follow.
+    pub threads: usize,
     /// Shards to follow; empty = all.
     pub shards: Vec<ShardIndex>,
     /// Names this follower in its leader's figures.
@@ -56,6 +62,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            threads: std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX),
             shards: Vec::new(),
             follower_id: Uuid::new_v4(),
             resp_port: 0,

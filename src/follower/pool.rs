@@ -1,8 +1,8 @@
-//! The follower's thread: sockets, readiness and time around the lanes of all shards.
+//! The follower's threads: sockets, readiness and time around the lanes of their shards.
 //!
-//! The thread sleeps in the poll whenever no socket has something for it. It needs no naps: what
-//! arrives in a round is applied in one go and acknowledged once, and the leader's naps set the pace.
-//! It is named `repl-recv-0` and ends when the stop signal is set.
+//! A shard's lane stays with one thread. A thread sleeps in the poll whenever no socket has something for
+//! it. It needs no naps: what arrives in a round is applied in one go and acknowledged once, and the
+//! leader's naps set the pace. Threads are named `repl-recv-N` and end when the stop signal is set.
 
 use std::io;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ const TOKEN_WAKER: Token = Token(usize::MAX);
 /// A follower that follows until it is stopped.
 #[derive(Debug)]
 pub struct Follower {
-    thread: JoinHandle<()>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Follower {
@@ -54,16 +54,33 @@ impl Follower {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         store.set_read_only(true);
-        let worker = Worker::new(store, leader, options, links, stop)?;
-        let thread =
-            std::thread::Builder::new().name("repl-recv-0".to_owned()).spawn(move || worker.run())?;
-        Ok(Self { thread })
+        let mut shards =
+            if options.shards.is_empty() { store.shards().collect() } else { options.shards.clone() };
+        shards.sort_unstable();
+        shards.dedup();
+        let thread_count = options.threads.clamp(1, shards.len());
+        let mut threads = Vec::with_capacity(thread_count);
+        for index in 0..thread_count {
+            let shared = Shared {
+                store: Arc::clone(&store),
+                options: options.clone(),
+                links: Arc::clone(&links),
+                stop: stop.clone(),
+            };
+            let shards = shards.iter().copied().skip(index).step_by(thread_count);
+            let worker = Worker::new(shared, leader.clone(), shards)?;
+            let builder = std::thread::Builder::new().name(format!("repl-recv-{index}"));
+            threads.push(builder.spawn(move || worker.run())?);
+        }
+        Ok(Self { threads })
     }
 
-    /// Waits until the thread has ended; set the stop signal first.
+    /// Waits until all threads have ended; set the stop signal first.
     pub fn join(self) {
-        if self.thread.join().is_err() {
-            tracing::error!("the follower's replication thread has panicked");
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a replication thread of the follower has panicked");
+            }
         }
     }
 }
@@ -90,30 +107,17 @@ impl Shared {
 }
 
 impl Worker {
-    fn new(
-        store: Arc<Store>,
-        leader: String,
-        options: Options,
-        links: Arc<Links>,
-        stop: Stop,
-    ) -> io::Result<Self> {
+    fn new(shared: Shared, leader: String, shards: impl Iterator<Item = ShardIndex>) -> io::Result<Self> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), TOKEN_WAKER)?);
-        stop.on_stop({
+        shared.stop.on_stop({
             let waker = Arc::clone(&waker);
             move || wake(&waker)
         });
         let resolver = Resolver::new(leader, move || wake(&waker));
-        let mut shards = options.shards.clone();
-        if shards.is_empty() {
-            shards = store.shards().collect();
-        }
-        shards.sort_unstable();
-        shards.dedup();
-        let shared = Shared { store, options, links, stop };
         let env = shared.env(shared.store.clock().now());
-        let lane = |(index, shard): (usize, &ShardIndex)| Lane::new(*shard, Token(index), env);
-        let lanes = shards.iter().enumerate().map(lane).collect();
+        let lane = |(index, shard): (usize, ShardIndex)| Lane::new(shard, Token(index), env);
+        let lanes = shards.enumerate().map(lane).collect();
         Ok(Self { shared, resolver, poll, lanes, pass_at: Duration::ZERO })
     }
 

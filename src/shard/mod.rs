@@ -25,6 +25,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 use crate::planted::{Bug, is_planted};
 use crate::region::{Region, Window, prefetch};
 use crate::slot::image::{Image, RECORD_HEADER_SIZE, free_images, header_of, names_key, read_u32};
+use crate::slot::layout::HEADER_SIZE;
 use crate::slot::{Geometry, Record, RecordError, Seq, ShardIndex, SlotError, SlotIndex, SlotView, Status};
 
 use free::FreeSet;
@@ -291,7 +292,7 @@ impl Shard {
     /// Makes the staged image, with so many bytes of key and value, its slot's.
     #[inline]
     fn settle(&mut self, slot: SlotIndex, status: Status, expire_at: u64, content_size: usize) -> &[u8] {
-        let size = crate::slot::layout::HEADER_SIZE + content_size;
+        let size = HEADER_SIZE + content_size;
         self.count(header_of(self.slot_bytes(slot)), status, expire_at);
         self.finish_redo(slot, size);
         self.seq = self.seq.next();
@@ -489,21 +490,31 @@ impl Shard {
             ));
         }
         self.region.grow(len)?;
-        self.format_to(slots);
-        Ok(())
+        self.format_to(slots)
     }
 
     /// Gives slots a status. The count is raised last: until then nobody looks at them.
-    fn format_to(&mut self, slots: u32) {
+    fn format_to(&mut self, slots: u32) -> io::Result<()> {
+        const STEP_BYTES: usize = 256 << 10;
         let (formatted, image_of) = (self.slots_formatted(), free_images(self.shard()));
-        for slot in (formatted..slots).map(SlotIndex) {
-            self.region.store(self.slot_offset(slot), &image_of(slot));
+        let mut next = formatted;
+        let mut bytes = Vec::new();
+        while next < slots {
+            let start = self.slot_offset(SlotIndex(next));
+            bytes.clear();
+            while next < slots && bytes.len() < STEP_BYTES {
+                bytes.extend_from_slice(&image_of(SlotIndex(next)));
+                bytes.resize(bytes.len() - HEADER_SIZE + self.stride, 0);
+                next += 1;
+            }
+            self.region.fill(start, &bytes)?;
         }
         compiler_fence(Ordering::SeqCst);
         self.free.insert_range(formatted..slots);
         self.blocks.resize(slots.div_ceil(BLOCK_SLOTS) as usize, 0);
         self.state.slots_formatted = slots;
         self.write_state();
+        Ok(())
     }
 
     #[cfg(test)]

@@ -79,7 +79,7 @@ impl Shard {
         };
         let mut shard = Self::bare(region, identity, state)?;
         let slots = (shard.region.len() - shard.slots_offset) / shard.stride;
-        shard.format_to(u32::try_from(slots).unwrap_or(u32::MAX - 1));
+        shard.format_to(u32::try_from(slots).unwrap_or(u32::MAX - 1))?;
         Ok(shard)
     }
 
