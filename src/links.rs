@@ -4,6 +4,7 @@
 //! Values are pushed here from above and never fetched from above.
 
 mod lag;
+mod notice;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 pub use self::lag::LagSamples;
+pub use self::notice::{Notice, Notices};
 use crate::slot::{Seq, ShardIndex};
 
 /// What a link is doing.
@@ -180,6 +182,8 @@ pub struct Totals {
 pub struct Links {
     cells: Mutex<Vec<Arc<LinkCell>>>,
     ack_waiters: AckWaiters,
+    /// What links tell their node.
+    pub notices: Notices,
     /// Totals since the process started.
     pub totals: Totals,
 }

@@ -11,8 +11,9 @@ use std::time::Duration;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
-use crate::links::{LinkCell, Phase};
+use crate::links::{LinkCell, Links, Notice, Phase};
 use crate::slot::ShardIndex;
+use crate::wire::Refuse;
 
 use super::Options;
 use super::back_off::BackOff;
@@ -87,6 +88,11 @@ impl Lane {
             attempts: 0,
             cell,
         }
+    }
+
+    /// Takes the lane's figures away: nobody follows any more.
+    pub(super) fn hide(&self, links: &Links) {
+        links.remove(&self.cell);
     }
 
     /// When [`Lane::pass`] is due.
@@ -274,6 +280,9 @@ impl Lane {
         self.cell.set_phase(if is_refusal { Phase::Refused } else { Phase::Connecting });
         if matches!(error, LaneError::Link(link_error) if link_error.is_protocol()) {
             env.links.totals.protocol_errors.fetch_add(1, Relaxed);
+        }
+        if let LaneError::Link(LinkError::Refused(Refuse { leader: Some(leader), .. })) = error {
+            env.links.notices.tell(Notice::Moved { leader: leader.clone() });
         }
         *env.links.totals.reconnects.lock().entry(error.as_str()).or_default() += 1;
         self.log(error, is_permanent, pause);

@@ -45,15 +45,7 @@ impl Follower {
             let text = format!("no shard {shard}, this store has shards 0 to {}", shard_count - 1);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        if let Some(shard) = store.led_shard() {
-            let seq = store.head(shard);
-            let text = format!(
-                "this store has led: its shard {shard} is at seq {seq} by changes of its own, which no leader \
-                 can take back; remove its data so that it starts anew, or let it lead"
-            );
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
-        store.set_read_only(true);
+        store.demote();
         let mut shards =
             if options.shards.is_empty() { store.shards().collect() } else { options.shards.clone() };
         shards.sort_unstable();
@@ -140,6 +132,7 @@ impl Worker {
             }
             has_more = self.round(now);
         }
+        self.lanes.iter().for_each(|lane| lane.hide(&self.shared.links));
     }
 
     fn take_events(&mut self, events: &Events, now: Now) {

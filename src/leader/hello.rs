@@ -8,7 +8,7 @@ use crate::store::{Store, Term};
 use crate::wire::message::{Hello, Refuse, RefuseCode, SHARD_PROBE};
 
 fn refuse<T>(code: RefuseCode, text: String) -> Result<T, Refuse> {
-    Err(Refuse { code, text })
+    Err(Refuse::new(code, text))
 }
 
 /// Checks all of a Hello but its watermark; a probe is checked for what it states.

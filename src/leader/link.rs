@@ -360,15 +360,16 @@ fn answer_hello(
     let answer = match Hello::read(frame) {
         Ok(hello) if hello.shard == SHARD_PROBE => answer_probe(&hello, outbox, env),
         Ok(hello) => attach(&hello, peer, outbox, env),
-        Err(error @ MessageError::Version { .. }) => {
-            Err(Refuse { code: RefuseCode::Version, text: error.to_string() })
-        }
+        Err(error @ MessageError::Version { .. }) => Err(Refuse::new(RefuseCode::Version, error.to_string())),
         Err(error) => return Err(error.into()),
     };
     Ok(match answer {
         Ok(Some(attached)) => State::Attached(attached),
         Ok(None) => State::Ending { deadline, end: Some(LinkError::Probed) },
-        Err(refuse) => {
+        Err(mut refuse) => {
+            if refuse.code == RefuseCode::NotLeader {
+                refuse.leader.clone_from(&env.options.leader);
+            }
             refuse.push(outbox.frames(), epoch_now(ShardIndex(0)));
             State::Ending { deadline, end: Some(LinkError::Refused(refuse)) }
         }
@@ -398,7 +399,7 @@ fn attach(
     let Some(seat) = env.registry.follower_seat(hello.shard) else {
         let found = env.options.followers_per_shard_max;
         let text = format!("shard {shard} has {found} followers, which is as many as it may have");
-        return Err(Refuse { code: RefuseCode::TooManyFollowers, text });
+        return Err(Refuse::new(RefuseCode::TooManyFollowers, text));
     };
     let attached = Attached::new(hello, peer, epoch, since, seat, env);
     welcome(hello, &lineage, (since, attached.through()), env).push(outbox.frames());

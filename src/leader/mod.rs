@@ -49,6 +49,8 @@ pub struct Options {
     pub pending_max: usize,
     /// Where this node answers Redis clients; 0 = nowhere.
     pub resp_port: u16,
+    /// Where the leader takes followers, while this node is none: what refused followers are told.
+    pub leader: Option<String>,
 }
 
 /// Ring bytes per link where nobody says: 64 MiB over all shards of a follower, so that many shards do
@@ -72,6 +74,7 @@ impl Default for Options {
             followers_per_shard_max: 16,
             pending_max: 64,
             resp_port: 0,
+            leader: None,
         }
     }
 }

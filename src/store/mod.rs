@@ -206,6 +206,13 @@ impl Store {
         self.read_only.store(read_only || self.closed.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
+    /// Makes the store read-only; when this returns, no write is under way and none will come.
+    pub fn stop_writes(&self) {
+        self.set_read_only(true);
+        // A writer looks again under its shard's lock: who had it before us is done, who has it after us sees.
+        self.shards().for_each(|shard| drop(self.exclusive(shard)));
+    }
+
     /// All shards' indexes.
     pub fn shards(&self) -> impl Iterator<Item = ShardIndex> + use<> {
         (0..self.geometry.shard_count).map(ShardIndex)

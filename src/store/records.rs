@@ -11,7 +11,7 @@ use crate::shard::index::Moved;
 use crate::slot::image::names_key;
 use crate::slot::{Place, Seq, ShardIndex, SlotError, SlotIndex, SlotView, Status};
 
-use super::{Cell, Locked, Store};
+use super::{Cell, Exclusive, Locked, Store};
 
 // Keys whose cache lines are loaded ahead: enough to hide a miss, few enough to stay in the first level.
 const BATCH_KEYS: usize = 16;
@@ -208,6 +208,14 @@ impl Store {
             return Err(WriteError::ValueSize { found: value.len(), wanted: geometry.value_size_max });
         }
         Ok(())
+    }
+
+    /// A shard's lock for a client's write: looked at again under the lock, so that after
+    /// [`Store::stop_writes`] there is none.
+    #[inline]
+    fn writable(&self, shard: ShardIndex) -> Result<Exclusive<'_>, WriteError> {
+        let locked = self.exclusive(shard);
+        if self.is_read_only() { Err(WriteError::ReadOnly) } else { Ok(locked) }
     }
 
     // ---- reads
@@ -415,7 +423,7 @@ impl Store {
 
     #[inline]
     fn put_at(&self, place: Place, key: &[u8], value: &[u8], expire_at: u64) -> Result<Seq, WriteError> {
-        self.exclusive(place.shard).put(place, None, key, value, expire_at)
+        self.writable(place.shard)?.put(place, None, key, value, expire_at)
     }
 
     /// Stores many records, in order. Cache lines are loaded ahead, which is several times faster than
@@ -447,7 +455,7 @@ impl Store {
         self.check_write(key, &[])?;
         let place = self.geometry.place(key);
         self.prefetch_slots(place);
-        let mut locked = self.exclusive(place.shard);
+        let mut locked = self.writable(place.shard)?;
         let (slot, live) = locked.live(self, place, key)?;
         let mut value = Vec::new();
         let is_live = live.is_some();
@@ -539,7 +547,7 @@ impl Store {
         let (mut next, mut deleted, mut key) = (from, 0, Vec::new());
         let last = from.0.saturating_add(slots_max);
         loop {
-            let mut locked = self.exclusive(shard);
+            let Ok(mut locked) = self.writable(shard) else { return (deleted, None) };
             let end = locked.shard.slots_formatted().min(last);
             let stop = next.0.saturating_add(STEP_SLOTS).min(end);
             for slot in (next.0..stop).map(SlotIndex) {

@@ -146,17 +146,8 @@ impl Store {
         self.shards().any(|shard| self.progress(shard) != Progress::default())
     }
 
-    /// A shard that holds changes of its own: its store has led, and cannot follow as it is.
-    #[must_use]
-    pub fn led_shard(&self) -> Option<ShardIndex> {
-        self.shards().find(|shard| {
-            let locked = self.shared(*shard);
-            locked.shard.progress() == Progress::default() && locked.shard.seq() != Seq::ZERO
-        })
-    }
-
-    /// Makes a store that followed a leader one that leads: every shard takes a new epoch.
-    pub fn promote(&self) -> Result<(), PromoteError> {
+    /// Whether [`Store::promote`] would be done, as of now.
+    pub fn check_promote(&self) -> Result<(), PromoteError> {
         for shard in self.shards() {
             let Progress { epoch, seq, consistent_at } = self.progress(shard);
             if epoch == 0 && consistent_at == Seq::ZERO {
@@ -166,8 +157,41 @@ impl Store {
                 return Err(PromoteError::Inconsistent { shard, seq, consistent_at });
             }
         }
-        self.shards().for_each(|shard| self.exclusive(shard).shard.promote());
         Ok(())
+    }
+
+    /// Makes a store that followed a leader one that leads: every shard takes a new epoch.
+    pub fn promote(&self) -> Result<(), PromoteError> {
+        self.check_promote()?;
+        self.promote_rest();
+        Ok(())
+    }
+
+    /// Goes on with a promotion that a kill cut short between two shards: those that still follow take
+    /// their new epoch. Only where [`Store::check_promote`] is known to have been passed.
+    pub fn promote_rest(&self) {
+        let follows = |shard: &ShardIndex| self.progress(*shard) != Progress::default();
+        self.shards().filter(follows).for_each(|shard| self.exclusive(shard).shard.promote());
+    }
+
+    /// Makes a store follow: it is read-only from now on, and a shard that has led holds everything up to
+    /// its head, in its own epoch. Whether the new leader shares all of that is the leader's to say.
+    pub fn demote(&self) {
+        self.stop_writes();
+        for shard in self.shards() {
+            let mut locked = self.exclusive(shard);
+            let (seq, epoch) = (locked.shard.seq(), locked.shard.epoch());
+            if locked.shard.progress() != Progress::default() || seq == Seq::ZERO {
+                continue;
+            }
+            // A slot that was lost is got again only by a scan of all.
+            let progress = if locked.shard.damaged().is_empty() {
+                Progress { epoch, seq, consistent_at: seq }
+            } else {
+                Progress { epoch, seq: Seq::ZERO, consistent_at: Seq::MAX }
+            };
+            locked.shard.set_progress(progress);
+        }
     }
 
     /// Applies a run of whole records: each image is checked, and written if its seq is newer than its

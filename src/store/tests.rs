@@ -555,7 +555,6 @@ fn a_follower_s_store_leads_only_when_promoted_and_only_when_consistent() {
         leader.put(&[key], b"value").unwrap();
     }
     assert!(!leader.is_follower() && !follower.is_follower());
-    assert_eq!(leader.led_shard(), Some(ShardIndex(0)));
     let follow = |shard| {
         sync(&leader, &follower, shard, Seq::ZERO);
         let seq = leader.head(shard);
@@ -570,7 +569,53 @@ fn a_follower_s_store_leads_only_when_promoted_and_only_when_consistent() {
     assert!(matches!(follower.promote(), Err(PromoteError::Inconsistent { .. })));
     follower.set_progress(ShardIndex(0), progress);
     follower.promote().unwrap();
-    assert_eq!((follower.is_follower(), follower.led_shard()), (false, Some(ShardIndex(0))));
+    assert!(!follower.is_follower());
     let first_seq = leader.head(ShardIndex(0)).next().0;
     assert_eq!(follower.lineage(ShardIndex(0)).last(), Some(&Term { epoch: 2, first_seq }));
+}
+
+#[test]
+fn a_store_that_has_led_follows_from_its_own_head() {
+    let store = memory(2, 100);
+    let shard = store.shard_of(b"key");
+    let seq = store.put(b"key", b"value").unwrap();
+    store.demote();
+    assert_eq!(store.put(b"key", b"later"), Err(WriteError::ReadOnly));
+    assert_eq!(store.progress(shard), Progress { epoch: 1, seq, consistent_at: seq });
+    let empty = store.shards().find(|other| *other != shard).unwrap();
+    assert_eq!(store.progress(empty), Progress::default(), "a shard without a change has nothing to keep");
+    // What it followed meanwhile counts from then on.
+    let later = Progress { epoch: 2, seq: Seq(9), consistent_at: Seq(9) };
+    store.set_progress(shard, later);
+    store.demote();
+    assert_eq!(store.progress(shard), later);
+    // A promotion that was cut short between two shards.
+    store.promote_rest();
+    assert!(!store.is_follower());
+    assert_eq!(store.lineage(empty).last().unwrap().epoch, 1);
+}
+
+#[test]
+fn no_write_comes_after_writes_were_stopped() {
+    let store = std::sync::Arc::new(memory(4, 100_000));
+    let writers: Vec<_> = (0..3_u8)
+        .map(|writer| {
+            let store = std::sync::Arc::clone(&store);
+            std::thread::spawn(move || {
+                let mut written = 0_u64;
+                while store.put(&[writer, (written % 200) as u8], b"value").is_ok() {
+                    written += 1;
+                }
+                written
+            })
+        })
+        .collect();
+    while store.shards().any(|shard| store.head(shard) < Seq(100)) {
+        std::thread::yield_now();
+    }
+    store.stop_writes();
+    let heads: Vec<_> = store.shards().map(|shard| store.head(shard)).collect();
+    let written: u64 = writers.into_iter().map(|writer| writer.join().unwrap()).sum();
+    assert_eq!(heads, store.shards().map(|shard| store.head(shard)).collect::<Vec<_>>());
+    assert_eq!(written, heads.iter().map(|head| head.0).sum::<u64>());
 }

@@ -36,7 +36,7 @@
 //!
 //! | message   | payload                                                                                      |
 //! |-----------|----------------------------------------------------------------------------------------------|
-//! | Refuse    | code u16 ([`RefuseCode`]), then a sentence in UTF-8, at most [`REFUSE_TEXT_SIZE_MAX`] bytes   |
+//! | Refuse    | code u16 ([`RefuseCode`]), size u16 and bytes of the leader's `HOST:PORT` (of a NotLeader that knows it, at most [`LEADER_SIZE_MAX`] bytes), then a sentence in UTF-8, at most [`REFUSE_TEXT_SIZE_MAX`] bytes |
 //! | ScanDone  | through u64, consistent_at u64                                                               |
 //! | Ack       | received u64, applied u64, durable u64, received_bytes u64                                   |
 //! | Heartbeat | seq u64, unix_ms u64                                                                         |
@@ -52,6 +52,8 @@ pub const VERSION: u16 = 1;
 pub const SHARD_PROBE: u16 = 0xFFFF;
 /// Most bytes of a refusal's sentence.
 pub const REFUSE_TEXT_SIZE_MAX: usize = 512;
+/// Most bytes of the leader's address in a refusal: a host name, a colon, a port.
+pub const LEADER_SIZE_MAX: usize = 261;
 /// Most terms of a lineage in a Welcome.
 pub const TERMS_MAX: usize = 1024;
 
@@ -95,6 +97,12 @@ pub enum MessageError {
     /// The lineage is empty, too long or not in order.
     #[error("lineage is empty, too long or not in order")]
     Lineage,
+    /// What should be the leader's address is none.
+    #[error("a leader's address is {found:?}, wanted HOST:PORT of at most {LEADER_SIZE_MAX} bytes")]
+    Leader {
+        /// What it said.
+        found: String,
+    },
 }
 
 /// Follower -> leader. Who the follower is, what it holds, what it wants.
@@ -229,6 +237,8 @@ pub struct Refuse {
     pub code: RefuseCode,
     /// What is wrong, for people.
     pub text: String,
+    /// With [`RefuseCode::NotLeader`]: where the leader takes followers, `HOST:PORT`, if that is known.
+    pub leader: Option<String>,
 }
 
 /// Leader -> follower. The scan is through; records of the stream follow.
@@ -383,11 +393,22 @@ impl Welcome {
 }
 
 impl Refuse {
+    /// A refusal that knows of no other leader.
+    #[must_use]
+    pub fn new(code: RefuseCode, text: String) -> Self {
+        Self { code, text, leader: None }
+    }
+
     /// Appends the message as a frame; a long text is cut.
     pub fn push(&self, target: &mut Vec<u8>, epoch: u64) {
         let cut = self.text.floor_char_boundary(REFUSE_TEXT_SIZE_MAX);
+        // An address that is too long is none: better no word than half a one.
+        let leader = self.leader.as_deref().filter(|leader| leader.len() <= LEADER_SIZE_MAX).unwrap_or("");
+        let leader_size = u16::try_from(leader.len()).unwrap_or_else(|_| unreachable!("checked above"));
         push_frame(target, Kind::Refuse, epoch, |out| {
             out.extend_from_slice(&self.code.to_u16().to_le_bytes());
+            out.extend_from_slice(&leader_size.to_le_bytes());
+            out.extend_from_slice(leader.as_bytes());
             out.extend_from_slice(&self.text.as_bytes()[..cut]);
         });
     }
@@ -396,11 +417,33 @@ impl Refuse {
     pub fn read(frame: &Frame<'_>) -> Result<Self, MessageError> {
         let mut fields = Fields::new(frame);
         let code = RefuseCode::from_u16(fields.u16()?);
-        if fields.rest.len() > REFUSE_TEXT_SIZE_MAX {
-            return Err(fields.size_error(size_of::<u16>() + REFUSE_TEXT_SIZE_MAX));
+        let leader_size = usize::from(fields.u16()?);
+        let Some((leader, text)) = fields.rest.split_at_checked(leader_size) else {
+            return Err(fields.size_error(2 * size_of::<u16>() + leader_size));
+        };
+        if text.len() > REFUSE_TEXT_SIZE_MAX {
+            return Err(fields.size_error(2 * size_of::<u16>() + leader_size + REFUSE_TEXT_SIZE_MAX));
         }
-        let text = String::from_utf8_lossy(fields.rest).chars().filter(|c| !c.is_control()).collect();
-        Ok(Self { code, text })
+        let text = String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).collect();
+        Ok(Self { code, text, leader: leader_address(leader)? })
+    }
+}
+
+/// An address as a peer states it; `None` if it states none.
+fn leader_address(bytes: &[u8]) -> Result<Option<String>, MessageError> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let found = String::from_utf8_lossy(bytes);
+    let is_address = bytes.len() <= LEADER_SIZE_MAX
+        && bytes.iter().all(u8::is_ascii_graphic)
+        && found
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0));
+    if is_address {
+        Ok(Some(found.into_owned()))
+    } else {
+        Err(MessageError::Leader { found: found.escape_debug().take(LEADER_SIZE_MAX).collect() })
     }
 }
 

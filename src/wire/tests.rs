@@ -53,7 +53,11 @@ fn welcome() -> Welcome {
 }
 
 fn refuse() -> Refuse {
-    Refuse { code: RefuseCode::ForeignStore, text: "another store".to_owned() }
+    Refuse {
+        code: RefuseCode::NotLeader,
+        text: "this node follows another".to_owned(),
+        leader: Some("leader.example:8379".to_owned()),
+    }
 }
 
 fn record(slot: u32, seq: u64, key: &[u8], value: &[u8]) -> Vec<u8> {
@@ -259,11 +263,32 @@ fn refusals_say_whether_to_try_again() {
 
 #[test]
 fn a_refusals_text_is_cut_and_made_harmless() {
-    let long = Refuse { code: RefuseCode::Shard, text: "\u{1b}[31m\nä".repeat(400) };
+    let long = Refuse::new(RefuseCode::Shard, "\u{1b}[31m\nä".repeat(400));
     let bytes = pushed(|out| long.push(out, 1));
     let mut decoder = decoder(Side::Follower, &bytes);
     let read = Refuse::read(&decoder.next().unwrap().unwrap()).unwrap();
     assert!(read.text.len() <= REFUSE_TEXT_SIZE_MAX && !read.text.contains(char::is_control), "{read:?}");
+}
+
+#[test]
+fn a_refusal_names_the_leader_or_nobody() {
+    let sent = |leader: Option<&str>| {
+        let refuse = Refuse { leader: leader.map(ToOwned::to_owned), ..refuse() };
+        let bytes = pushed(|out| refuse.push(out, 1));
+        Refuse::read(&decoder(Side::Follower, &bytes).next().unwrap().unwrap()).map(|read| read.leader)
+    };
+    assert_eq!(sent(Some("[::1]:8379")), Ok(Some("[::1]:8379".to_owned())));
+    assert_eq!(sent(None), Ok(None));
+    assert_eq!(sent(Some(&format!("{}:1", "h".repeat(300)))), Ok(None), "too long to be sent");
+    for bad in ["leader", ":8379", "leader:", "leader:0", "leader:70000", "lea der:1", "\u{1b}[31m:1"] {
+        assert!(matches!(sent(Some(bad)), Err(MessageError::Leader { .. })), "{bad:?}");
+    }
+    // An address that is longer than the payload.
+    let payload = [1, 1, 9, 0, b'x'];
+    let bytes =
+        pushed(|out| super::frame::push_frame(out, Kind::Refuse, 1, |out| out.extend_from_slice(&payload)));
+    let read = Refuse::read(&decoder(Side::Follower, &bytes).next().unwrap().unwrap());
+    assert!(matches!(read, Err(MessageError::Size { found: 5, wanted: 13, .. })), "{read:?}");
 }
 
 #[test]
