@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -17,6 +18,7 @@ use crate::slot::{Seq, ShardIndex};
 use crate::stop::Stop;
 use crate::store::Store;
 
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Leader or follower.
@@ -54,12 +56,12 @@ pub struct Addresses {
 
 /// A node as seen from outside; complete once its store is open.
 pub struct View {
-    /// What the node is.
-    pub role: Role,
+    /// What the node is, and where its leader takes followers, if it follows.
+    standing: RwLock<(Role, Option<String>)>,
     /// Where it listens.
     pub addresses: Addresses,
-    /// A follower's leader, as configured.
-    pub leader: Option<String>,
+    /// What is counted about changes of role.
+    pub changes: Changes,
     /// Its replication links.
     pub links: Arc<Links>,
     /// Set when the node is stopping.
@@ -67,6 +69,19 @@ pub struct View {
     clock: Arc<dyn Clock>,
     started: Instant,
     serving: OnceLock<Serving>,
+}
+
+/// What is counted about changes of role since the process started.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Times the role changed.
+    pub role_changes: AtomicU64,
+    /// Hand-overs of the lead that were done.
+    pub switchovers_done: AtomicU64,
+    /// Hand-overs that were given up, and the leader went on.
+    pub switchovers_failed: AtomicU64,
+    /// How long the last hand-over, done or not, held writes back, in microseconds.
+    pub switchover_pause_us: AtomicU64,
 }
 
 /// What a node serves once its store is open.
@@ -88,14 +103,35 @@ impl View {
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
-            role,
+            standing: RwLock::new((role, leader)),
             addresses,
-            leader,
+            changes: Changes::default(),
             links,
             stop,
             clock,
             started: Instant::now(),
             serving: OnceLock::new(),
+        }
+    }
+
+    /// What the node is now.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.standing.read().0
+    }
+
+    /// Where a follower's leader takes followers.
+    #[must_use]
+    pub fn leader(&self) -> Option<String> {
+        self.standing.read().1.clone()
+    }
+
+    /// The node is something else from now on; `leader` is whom it follows.
+    pub fn set_role(&self, role: Role, leader: Option<String>) {
+        let mut standing = self.standing.write();
+        if *standing != (role, leader.clone()) {
+            *standing = (role, leader);
+            self.changes.role_changes.fetch_add(1, Relaxed);
         }
     }
 
@@ -140,20 +176,21 @@ impl View {
                 .map(|&shard| self.shard_status(&serving.store, shard, &cells, now))
                 .collect()
         });
-        let links = match self.role {
+        let (role, leader) = self.standing.read().clone();
+        let links = match role {
             Role::Leader => cells.iter().map(|cell| LinkStatus::new(cell, now)).collect(),
             Role::Follower => Vec::new(),
         };
         let store = self.store();
         Status {
             node: self.addresses.listen.to_string(),
-            role: self.role,
+            role,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
             ready: self.is_ready(&shards),
             addresses: self.addresses.clone(),
-            leader: self.leader.clone(),
+            leader,
             store_id: store.map(|store| store.store_id()),
             sizes: store.map(|store| {
                 let geometry = store.geometry();
@@ -201,7 +238,7 @@ impl View {
             file_bytes: stats.file_bytes,
             scan: None,
         };
-        if self.role == Role::Leader {
+        if self.role() == Role::Leader {
             return base;
         }
         let watermark = store.progress(shard).seq;

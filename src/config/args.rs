@@ -33,6 +33,10 @@ pub enum Command {
     Follower(Follower),
     /// Show what running nodes say of themselves.
     Status(StatusArgs),
+    /// Let a running follower lead from what it holds; never while its old leader still takes writes.
+    Promote(PromoteArgs),
+    /// Let a running leader hand over to one of its followers, without losing an acknowledged write.
+    Switchover(SwitchoverArgs),
     /// Show what lies in a data directory.
     Inspect(InspectArgs),
     /// Check a stopped node's data directory, or compare two slot by slot.
@@ -66,9 +70,9 @@ pub struct Common {
     /// Where Redis clients connect
     #[arg(long, env = "SLOTSTREAM_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:6379", value_parser = value::address)]
     pub listen: SocketAddr,
-    /// Where followers connect; a follower has none and binds nothing here
-    #[arg(long, env = "SLOTSTREAM_REPLICATION_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8379", value_parser = value::address)]
-    pub replication_listen: SocketAddr,
+    /// Where followers connect, while this node leads [default: 127.0.0.1:8379 for a leader; 127.0.0.1 and a port the kernel picks for a follower]
+    #[arg(long, env = "SLOTSTREAM_REPLICATION_LISTEN", value_name = "ADDR", value_parser = value::address)]
+    pub replication_listen: Option<SocketAddr>,
     /// Where metrics, health and status are served
     #[arg(long, env = "SLOTSTREAM_HTTP_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9379", value_parser = value::address)]
     pub http_listen: SocketAddr,
@@ -104,12 +108,26 @@ pub struct Common {
     pub ports_file: Option<PathBuf>,
 }
 
+/// How a node serves followers while it leads; a follower may lead later.
+#[derive(Debug, Clone, Args)]
+pub struct Lead {
+    /// Ring per attached follower and shard: what the leader buffers for it before it falls back to a scan [default: 64MiB shared by all shards, 256KiB to 4MiB each]
+    #[arg(long, env = "SLOTSTREAM_RING_SIZE", value_name = "SIZE", value_parser = units::parse_size)]
+    pub ring_size: Option<usize>,
+    /// Bytes of a scan that may be on their way, unacknowledged, per link
+    #[arg(long, env = "SLOTSTREAM_ACK_WINDOW", value_name = "SIZE", default_value = "1MiB", value_parser = units::parse_size)]
+    pub ack_window: usize,
+}
+
 /// `slotstream leader`.
 #[derive(Debug, Clone, Args)]
 pub struct Leader {
     /// What a follower has too.
     #[command(flatten)]
     pub common: Common,
+    /// How followers are served.
+    #[command(flatten)]
+    pub lead: Lead,
     /// Shards of a new store, 1 to 1024 [default: 4, or what the directory holds]
     #[arg(long, env = "SLOTSTREAM_SHARD_COUNT", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub shard_count: Option<u16>,
@@ -125,12 +143,6 @@ pub struct Leader {
     /// Lead from the data of a follower: it takes a new epoch; never while its old leader still runs
     #[arg(long, env = "SLOTSTREAM_PROMOTE")]
     pub promote: bool,
-    /// Ring per attached follower and shard: what the leader buffers for it before it falls back to a scan [default: 64MiB shared by all shards, 256KiB to 4MiB each]
-    #[arg(long, env = "SLOTSTREAM_RING_SIZE", value_name = "SIZE", value_parser = units::parse_size)]
-    pub ring_size: Option<usize>,
-    /// Bytes of a scan that may be on their way, unacknowledged, per link
-    #[arg(long, env = "SLOTSTREAM_ACK_WINDOW", value_name = "SIZE", default_value = "1MiB", value_parser = units::parse_size)]
-    pub ack_window: usize,
 }
 
 /// `slotstream follower`.
@@ -139,12 +151,18 @@ pub struct Follower {
     /// What a leader has too.
     #[command(flatten)]
     pub common: Common,
+    /// How followers are served, should this node lead.
+    #[command(flatten)]
+    pub lead: Lead,
     /// The leader's replication address (required)
     #[arg(long, env = "SLOTSTREAM_LEADER", value_name = "HOST:PORT", value_parser = value::host_port)]
     pub leader: Option<String>,
     /// Shards to replicate, such as 0,2-3 [default: all]
     #[arg(long, env = "SLOTSTREAM_SHARDS", value_name = "SHARDS")]
     pub shards: Option<ShardSet>,
+    /// If the leader's store has this id and refuses what this directory holds: throw that away and take the leader's data
+    #[arg(long, env = "SLOTSTREAM_ACCEPT_STORE", value_name = "ID")]
+    pub accept_store: Option<uuid::Uuid>,
 }
 
 /// `slotstream status`.
@@ -156,6 +174,28 @@ pub struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `slotstream promote`.
+#[derive(Debug, Args)]
+pub struct PromoteArgs {
+    /// Redis address of the follower
+    #[arg(value_name = "ADDR", value_parser = value::host_port)]
+    pub node: String,
+}
+
+/// `slotstream switchover`.
+#[derive(Debug, Args)]
+pub struct SwitchoverArgs {
+    /// Redis address of the leader
+    #[arg(value_name = "ADDR", value_parser = value::host_port)]
+    pub leader: String,
+    /// Redis address of the follower that is to lead
+    #[arg(long, value_name = "ADDR", value_parser = value::host_port)]
+    pub to: String,
+    /// How long writes may wait until it is given up
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::parse_duration)]
+    pub timeout: Duration,
 }
 
 /// `slotstream inspect`.

@@ -9,8 +9,8 @@ mod overlay;
 mod value;
 
 pub use args::{
-    BenchArgs, Cli, Command, Common, DemoArgs, Follower, InspectArgs, Leader, LogFormat, StatusArgs,
-    VerifyArgs,
+    BenchArgs, Cli, Command, Common, DemoArgs, Follower, InspectArgs, Lead, Leader, LogFormat, PromoteArgs,
+    StatusArgs, SwitchoverArgs, VerifyArgs,
 };
 pub use overlay::{ParseError, parse};
 pub use value::ShardSet;

@@ -5,12 +5,13 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches};
 
-use super::args::{Cli, Command, Common};
+use super::args::{Cli, Command, Common, Lead};
 
 /// Why there is nothing to run.
 #[derive(Debug)]
@@ -114,17 +115,11 @@ fn check(command: &Command) -> Result<(), String> {
     match command {
         Command::Leader(leader) => {
             check_common(&leader.common)?;
-            // Half of it is the largest frame; a ring that holds no image of any store is of no use.
-            let ring_size = leader.ring_size.map(|size| ("ring-size", size));
-            for (name, size) in ring_size.into_iter().chain([("ack-window", leader.ack_window)]) {
-                if !(SIZE_MIN..=SIZE_MAX).contains(&size) {
-                    return Err(format!("--{name} is {size} bytes, wanted {SIZE_MIN} to {SIZE_MAX}"));
-                }
-            }
-            Ok(())
+            check_lead(&leader.lead)
         }
         Command::Follower(follower) => {
             check_common(&follower.common)?;
+            check_lead(&follower.lead)?;
             required(follower.leader.is_some(), "leader", "HOST:PORT")
         }
         _ => Ok(()),
@@ -133,6 +128,17 @@ fn check(command: &Command) -> Result<(), String> {
 
 const SIZE_MIN: usize = 4 << 10;
 const SIZE_MAX: usize = 1 << 30;
+
+fn check_lead(lead: &Lead) -> Result<(), String> {
+    // Half of it is the largest frame; a ring that holds no image of any store is of no use.
+    let ring_size = lead.ring_size.map(|size| ("ring-size", size));
+    for (name, size) in ring_size.into_iter().chain([("ack-window", lead.ack_window)]) {
+        if !(SIZE_MIN..=SIZE_MAX).contains(&size) {
+            return Err(format!("--{name} is {size} bytes, wanted {SIZE_MIN} to {SIZE_MAX}"));
+        }
+    }
+    Ok(())
+}
 
 fn required(given: bool, name: &str, wanted: &str) -> Result<(), String> {
     if given {
@@ -152,6 +158,19 @@ fn check_common(common: &Common) -> Result<(), String> {
             "--listen {} is reachable from other machines and there is no password; wanted a loopback address, or --allow-remote-clients",
             common.listen
         ));
+    }
+    let ports = [
+        ("listen", Some(common.listen)),
+        ("http-listen", Some(common.http_listen)),
+        ("replication-listen", common.replication_listen),
+    ];
+    for (index, (name, address)) in ports.iter().enumerate() {
+        let same = |(_, other): &&(&str, Option<SocketAddr>)| other == address;
+        if let (Some(address), Some((other, _))) = (address, ports[..index].iter().find(same))
+            && address.port() != 0
+        {
+            return Err(format!("--{name} and --{other} are both {address}, wanted two ports"));
+        }
     }
     if common.dead_after < common.heartbeat_interval * 2 {
         return Err(format!(
@@ -190,8 +209,8 @@ mod tests {
         );
         let found = leader(&["--config", &path, "--shard-count", "16"]).expect("parses");
         assert_eq!(found.shard_count, Some(16));
-        assert_eq!(found.ring_size, Some(2 << 20));
-        assert_eq!(found.ack_window, 1 << 20);
+        assert_eq!(found.lead.ring_size, Some(2 << 20));
+        assert_eq!(found.lead.ack_window, 1 << 20);
         assert!(found.common.allow_remote_clients);
         assert_eq!(found.common.data_dir.as_deref(), Some(Path::new("/from/file")));
     }
@@ -224,6 +243,10 @@ mod tests {
             (&["--shard-count", "4"][..], "--data-dir DIR is required"),
             (&["--data-dir", "/x", "--listen", "0.0.0.0:6379"], "--allow-remote-clients"),
             (&["--data-dir", "/x", "--dead-after", "1s"], "--dead-after is 1s"),
+            (
+                &["--data-dir", "/x", "--http-listen", "127.0.0.1:6379"],
+                "--http-listen and --listen are both 127.0.0.1:6379",
+            ),
             (&["--data-dir", "/x", "--ring-size", "1"], "--ring-size is 1 bytes"),
             (&["--data-dir", "/x", "--frobnicate"], "unexpected argument '--frobnicate'"),
             (&["--config", "/does/not/exist.toml"], "/does/not/exist.toml: No such file"),

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::counters::{Counters, LATENCY_BOUNDS_NS};
 use crate::links::{LinkCell, Phase, Totals};
 use crate::metrics as names;
-use crate::status::{LinkStatus, Role, View};
+use crate::status::{Changes, LinkStatus, Role, View};
 use crate::store::Store;
 use crate::units::float;
 
@@ -48,18 +48,28 @@ impl Collector {
     /// Sets every series to what it is now.
     pub(super) fn publish(&self, view: &View) {
         gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-        gauge!(names::IS_LEADER).set(if view.role == Role::Leader { 1.0 } else { 0.0 });
+        gauge!(names::IS_LEADER).set(if view.role() == Role::Leader { 1.0 } else { 0.0 });
         let cells = view.links.all();
         if let Some(store) = view.store() {
             publish_shards(view, store);
         }
         publish_links(view, &cells);
-        publish_totals(view.role, &view.links.totals);
+        publish_totals(view.role(), &view.links.totals);
+        publish_changes(&view.changes);
         if let Some(clients) = view.clients() {
             publish_clients(clients);
         }
         self.process.collect();
     }
+}
+
+fn publish_changes(changes: &Changes) {
+    let read = |cell: &std::sync::atomic::AtomicU64| cell.load(Relaxed);
+    counter!(names::ROLE_CHANGES_TOTAL).absolute(read(&changes.role_changes));
+    for (result, count) in [("done", &changes.switchovers_done), ("failed", &changes.switchovers_failed)] {
+        counter!(names::SWITCHOVERS_TOTAL, "result" => result).absolute(read(count));
+    }
+    gauge!(names::SWITCHOVER_PAUSE_SECONDS).set(float(read(&changes.switchover_pause_us)) / 1e6);
 }
 
 fn publish_clients(clients: &Counters) {
@@ -107,7 +117,7 @@ fn publish_shards(view: &View, store: &Store) {
         let label = shard.to_string();
         epoch = epoch.max(stats.epoch);
         damaged += stats.slots_damaged;
-        if view.role == Role::Leader {
+        if view.role() == Role::Leader {
             gauge!(names::REPLICATION_SEQ, "shard" => label.clone()).set(float(stats.seq));
         } else {
             let watermark = store.progress(shard).seq.0;
@@ -144,7 +154,7 @@ fn publish_links(view: &View, cells: &[Arc<LinkCell>]) {
         gauge!(names::FOLLOWER_LAG_SECONDS, &lag_labels()).set(link.lag_seconds);
         gauge!(names::FOLLOWER_LAG_RECORDS, &lag_labels()).set(float(link.lag_records));
         gauge!(names::FOLLOWER_ACKED_SEQ, &labels()).set(float(link.applied_seq));
-        if view.role == Role::Leader {
+        if view.role() == Role::Leader {
             gauge!(names::RING_CAPACITY_BYTES, &labels()).set(float(link.ring_capacity));
             gauge!(names::RING_USED_BYTES, &labels()).set(float(link.ring_used));
         } else {
@@ -156,7 +166,7 @@ fn publish_links(view: &View, cells: &[Arc<LinkCell>]) {
         }
     }
     gauge!(names::SCAN_IN_PROGRESS).set(float(scanning));
-    if view.role == Role::Leader {
+    if view.role() == Role::Leader {
         for state in [Phase::Handshake, Phase::Scan, Phase::CatchUp, Phase::Stream] {
             let followers = slowest.values().filter(|phase| **phase == state).count();
             gauge!(names::CONNECTED_FOLLOWERS, "state" => state.as_str()).set(float(followers as u64));

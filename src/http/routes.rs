@@ -86,8 +86,8 @@ fn route(context: &Context, path: &str, query: &str) -> Answer {
         "/livez" => Answer::text(StatusCode::OK, "ok\n"),
         "/readyz" => ready(view, parameter(query, "verbose").is_some()),
         "/leader" => {
-            let leads = view.role == Role::Leader && view.store().is_some() && !view.stop.is_set();
-            Answer::when(leads, "leader\n", format!("{}\n", view.role.as_str()))
+            let leads = view.role() == Role::Leader && view.store().is_some() && !view.stop.is_set();
+            Answer::when(leads, "leader\n", format!("{}\n", view.role().as_str()))
         }
         "/follower" => follower(view, parameter(query, "max_lag")),
         "/status" => match serde_json::to_string(&view.status()) {
@@ -146,8 +146,8 @@ fn follower(view: &View, max_lag: Option<&str>) -> Answer {
         Ok(lag_max) => lag_max,
         Err(error) => return Answer::text(StatusCode::BAD_REQUEST, format!("max_lag: {error}\n")),
     };
-    if view.role != Role::Follower {
-        return Answer::text(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", view.role.as_str()));
+    if view.role() != Role::Follower {
+        return Answer::text(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", view.role().as_str()));
     }
     let status = view.status();
     let late = |shard: &&ShardStatus| {

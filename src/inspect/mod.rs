@@ -1,12 +1,14 @@
 //! Floor 5: the tools that look at nodes and data directories from outside, and the demo and the small
 //! load that drive nodes through their ports. Nothing here changes a byte of a shard file.
 
+pub mod ask;
 pub mod bench;
 pub mod demo;
 mod fetch;
 pub mod files;
 mod process;
 mod redis;
+pub mod roles;
 pub mod status;
 pub mod verify;
 

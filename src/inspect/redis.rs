@@ -1,4 +1,4 @@
-//! A small blocking Redis client for `demo` and `bench`: pipelines of commands, RESP2 replies.
+//! A small blocking Redis client for `demo`, `bench` and changes of role: pipelines of commands, RESP2 replies.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -30,10 +30,15 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn connect(address: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+        Self::connect_within(address, TIMEOUT)
+    }
+
+    /// Connects; that, and each reply's next bytes, may take `timeout`.
+    pub(super) fn connect_within(address: SocketAddr, timeout: Duration) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, timeout)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
+        stream.set_read_timeout(Some(timeout))?;
+        stream.set_write_timeout(Some(timeout))?;
         let stream = BufReader::with_capacity(64 << 10, stream);
         Ok(Self { stream, request: Vec::new(), line: Vec::new() })
     }

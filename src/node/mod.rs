@@ -1,18 +1,26 @@
-//! Floor 6: builds a role from its configuration, runs it until it is told to stop, and stops it in order.
+//! Floor 6: builds a node from its configuration, runs it until it is told to stop, and stops it in order.
+//!
+//! A node owns its store, its Redis port and HTTP for its whole life. Its *role* is a value that is started
+//! and stopped ([`role`]): one thread owns it and changes it as clients and links ask ([`roles`]), the
+//! directory remembers it ([`memory`]).
 //!
 //! Order of start: log, ports (a port in use is found before any data is touched), signals, HTTP (so that
-//! health can be asked while a large store opens), store, replication, Redis clients. Order of stop: Redis
-//! clients and links, then the store's clean mark, then HTTP.
+//! health can be asked while a large store opens), store, role, Redis clients. Order of stop: Redis clients,
+//! the role with its links, then the store's clean mark, then HTTP.
 
-mod follow;
-mod lead;
+mod accept;
 mod limits;
 mod listen;
 mod log;
+mod memory;
+mod open;
 mod progress;
+mod role;
+mod roles;
 mod sweep;
+mod switchover;
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -21,21 +29,158 @@ use anyhow::Context as _;
 use indicatif::MultiProgress;
 
 use crate::clock::{Clock, SystemClock};
-use crate::config::Common;
+use crate::config::{self, Common};
+use crate::follower::{self, LeaderInfo};
+use crate::leader;
 use crate::links::Links;
 use crate::resp;
+use crate::slot::ShardIndex;
 use crate::status::{Addresses, Role, View};
 use crate::stop::Stop;
 use crate::store::Store;
 use crate::{http, signals};
 
-pub use follow::follow;
-pub use lead::lead;
+use memory::{LeaderAt, Memory, Remembered};
+use role::{Parts, Running};
+use roles::Director;
+
+/// Where a leader takes followers if nobody says.
+const LEADER_REPLICATION: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8379);
+/// Where a follower would: a port that the kernel picks, so that it does not need one of its leader's.
+const FOLLOWER_REPLICATION: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// A stop that takes longer than this is a bug somewhere; the process must end all the same.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
-/// What both roles have before their store is open.
+/// Runs a node that is started as a leader until it is told to stop.
+pub fn lead(options: &config::Leader) -> anyhow::Result<()> {
+    let common = &options.common;
+    let base = start_base(common, LEADER_REPLICATION, Role::Leader, None)?;
+    // With --promote it is another word than without: it overrides what the directory remembers.
+    let started_as = if options.promote { "leader --promote" } else { "leader" };
+    let memory = Memory::new(&base.data_dir, started_as.to_owned());
+    let start = Instant::now();
+    let (store, leader) = match memory.recall()? {
+        Some(Remembered::Follower(mut leader)) => {
+            say_recalled("follower", &base);
+            let Some(store) = open::for_follower(&base, &mut leader, None)? else { return base.leave() };
+            (store, Some(leader))
+        }
+        Some(Remembered::Leader) => (finish_promotion(open::for_leader(options, &base)?), None),
+        None => {
+            let store = open::for_leader(options, &base)?;
+            take_the_lead(options, &store).with_context(|| base.data_dir.display().to_string())?;
+            (store, None)
+        }
+    };
+    log_store(&store, &base.data_dir, start.elapsed());
+    let shards = store.shards().collect();
+    base.run(common, &options.lead, store, shards, leader, memory, None)
+}
+
+/// Runs a node that is started as a follower until it is told to stop.
+pub fn follow(options: &config::Follower) -> anyhow::Result<()> {
+    let common = &options.common;
+    let given = options.leader.clone().context("--leader is required")?;
+    let base = start_base(common, FOLLOWER_REPLICATION, Role::Follower, Some(given.clone()))?;
+    let memory = Memory::new(&base.data_dir, format!("follower of {given}"));
+    let start = Instant::now();
+    let (store, leader) = match memory.recall()? {
+        Some(Remembered::Leader) => {
+            say_recalled("leader", &base);
+            (finish_promotion(open::promoted(&base)?), None)
+        }
+        remembered => {
+            let mut leader = LeaderAt { replication: given.clone(), resp_port: 0 };
+            if let Some(Remembered::Follower(moved)) = remembered {
+                leader = moved;
+            }
+            if let Some(id) = options.accept_store {
+                accept::store(&base.data_dir, &leader.replication, id)?;
+            }
+            let shards = options.shards.as_ref();
+            let Some(store) = open::for_follower(&base, &mut leader, shards)? else { return base.leave() };
+            (store, Some(leader))
+        }
+    };
+    log_store(&store, &base.data_dir, start.elapsed());
+    let shards = open::carried(options.shards.as_ref(), &store)?;
+    // Only whom somebody named: a leader that was moved to has been looked at.
+    let named = leader.as_ref().filter(|leader| leader.replication == given).map(|_| given);
+    base.run(common, &options.lead, store, shards, leader, memory, named)
+}
+
+fn say_recalled(role: &str, base: &Base) {
+    tracing::warn!(
+        role,
+        directory = %base.data_dir.display(),
+        "the role that this node was given at run time holds until its arguments are changed"
+    );
+}
+
+/// A promotion at run time that a kill cut short ends here.
+fn finish_promotion(store: Store) -> Store {
+    store.promote_rest();
+    store
+}
+
+/// A directory that followed another leader leads only if somebody says so.
+fn take_the_lead(options: &config::Leader, store: &Store) -> anyhow::Result<()> {
+    if !store.is_follower() {
+        return Ok(());
+    }
+    if !options.promote {
+        anyhow::bail!("this store follows a leader; give --promote to let it lead from what it holds");
+    }
+    store.promote().context("this store cannot lead")?;
+    let epoch = store.lineage(ShardIndex(0)).last().map(|term| term.epoch);
+    tracing::warn!(epoch, "promoted: this store followed a leader until now");
+    Ok(())
+}
+
+/// A leader of another store must not be followed: our data are not a part of it.
+fn check_store(leader: &str, info: &LeaderInfo, store: &Store) -> Result<(), String> {
+    if info.store_id == store.store_id() && info.geometry == store.geometry() {
+        return Ok(());
+    }
+    Err(format!(
+        "leader {leader} has store {} ({}), this directory holds store {} ({})",
+        info.store_id,
+        info.geometry,
+        store.store_id(),
+        store.geometry()
+    ))
+}
+
+/// Asks the leader, once and beside everything else, whether this is its follower. A follower with
+/// data serves it while its leader is away; one that was pointed at another store's leader is a
+/// mistake that somebody must see at once: the node stops and says so.
+fn watch_for_misfit(
+    leader: String,
+    store: &Arc<Store>,
+    stop: &Stop,
+) -> anyhow::Result<mpsc::Receiver<anyhow::Error>> {
+    let (found, misfit) = mpsc::channel();
+    let (store, stop) = (Arc::clone(store), stop.clone());
+    let check = move || {
+        let error = match follower::probe(&leader, open::PROBE_TIMEOUT) {
+            Ok(info) => match check_store(&leader, &info, &store) {
+                Ok(()) => return,
+                Err(error) => anyhow::anyhow!(error),
+            },
+            Err(error) if error.is_permanent() => anyhow::anyhow!("leader {error}"),
+            Err(_) => return,
+        };
+        // The receiver is there until the process ends.
+        if found.send(error).is_ok() {
+            stop.set();
+        }
+    };
+    std::thread::Builder::new().name("check-leader".to_owned()).spawn(check).context("no thread")?;
+    Ok(misfit)
+}
+
+/// What a node has before its store is open.
 struct Base {
     stop: Stop,
     clock: Arc<dyn Clock>,
@@ -44,22 +189,24 @@ struct Base {
     view: Arc<View>,
     http: http::Server,
     resp_port: listen::Reserved,
+    replication: TcpListener,
     data_dir: PathBuf,
 }
 
 /// Logging, ports, signals and HTTP.
 fn start_base(
     common: &Common,
+    replication: SocketAddr,
     role: Role,
     leader: Option<String>,
-    replication: Option<&TcpListener>,
 ) -> anyhow::Result<Base> {
+    let replication = listen::bind("replication-listen", common.replication_listen.unwrap_or(replication))?;
     let resp_port = listen::reserve("listen", common.listen)?;
     let http_listener = listen::bind("http-listen", common.http_listen)?;
     let addresses = Addresses {
         listen: resp_port.address,
         http_listen: http_listener.local_addr()?,
-        replication_listen: replication.map(TcpListener::local_addr).transpose()?,
+        replication_listen: Some(replication.local_addr()?),
     };
     if let Some(path) = &common.ports_file {
         listen::remove_ports_file(path)?;
@@ -78,22 +225,100 @@ fn start_base(
     // HTTP answers until the very end, also while the rest is stopping.
     let http = http::Server::start(http_listener, context).context("HTTP cannot be served")?;
     let data_dir = common.data_dir.clone().context("--data-dir is required")?;
-    Ok(Base { stop, clock, links, bars, view, http, resp_port, data_dir })
+    Ok(Base { stop, clock, links, bars, view, http, resp_port, replication, data_dir })
 }
 
 impl Base {
-    /// Serves Redis clients on the reserved port.
-    fn start_resp(&mut self, common: &Common, store: &Arc<Store>) -> anyhow::Result<resp::Server> {
-        let role = match &self.view.leader {
-            None => resp::Role::Leader,
-            Some(leader) => resp::Role::Follower { leader: leader.clone() },
+    /// Serves `store` in its first role, and in others as clients ask, until told to stop. `named` is a
+    /// leader that must be of the same store.
+    #[expect(clippy::too_many_arguments, reason = "each is one of the things that a start differs by")]
+    fn run(
+        self,
+        common: &Common,
+        lead: &config::Lead,
+        store: Store,
+        shards: Vec<ShardIndex>,
+        leader: Option<LeaderAt>,
+        memory: Memory,
+        named: Option<String>,
+    ) -> anyhow::Result<()> {
+        let store = Arc::new(store);
+        let parts = self.parts(common, lead, &store, &shards)?;
+        let node = Arc::clone(&parts.node);
+        let running = match leader {
+            None => Running::lead(&parts)?,
+            Some(leader) => Running::follow(&parts, leader)?,
         };
+        let server = self.start_resp(common, &store, node)?;
+        self.view.serve(Arc::clone(&store), shards, server.counters());
+        let director = Director::start(parts, running, memory, self.stop.clone())?;
+        self.announce(common)?;
+        let misfit = named.map(|leader| watch_for_misfit(leader, &store, &self.stop)).transpose()?;
+        self.wait_for_stop();
+        let mut result = Ok(());
+        self.finish(&store, || {
+            server.join();
+            result = director.join();
+        });
+        // Not joined: it may still be waiting for an answer that nobody needs any more.
+        result.and(misfit.and_then(|misfit| misfit.try_recv().ok()).map_or(Ok(()), Err))
+    }
+
+    fn parts(
+        &self,
+        common: &Common,
+        lead: &config::Lead,
+        store: &Arc<Store>,
+        shards: &[ShardIndex],
+    ) -> anyhow::Result<Parts> {
+        let mut node = resp::Node::new(resp::Role::Leader);
+        node.replication_port = self.replication.local_addr()?.port();
+        let resp_port = self.resp_port.address.port();
+        Ok(Parts {
+            store: Arc::clone(store),
+            links: Arc::clone(&self.links),
+            view: Arc::clone(&self.view),
+            replication: self.replication.try_clone().context("the replication port cannot be shared")?,
+            bars: self.bars.clone(),
+            leader_options: leader::Options {
+                heartbeat_interval: common.heartbeat_interval,
+                dead_after: common.dead_after,
+                ring_bytes: lead.ring_size.unwrap_or_else(|| leader::ring_bytes_for(&store.geometry())),
+                ack_window_bytes_max: lead.ack_window as u64,
+                resp_port,
+                ..leader::Options::default()
+            },
+            follower_options: follower::Options {
+                heartbeat_interval: common.heartbeat_interval,
+                dead_after: common.dead_after,
+                shards: shards.to_vec(),
+                resp_port,
+                follower_id: node.node_id,
+                ..follower::Options::default()
+            },
+            node: Arc::new(node),
+        })
+    }
+
+    /// Told to stop before there was a store.
+    fn leave(self) -> anyhow::Result<()> {
+        self.http.stop();
+        Ok(())
+    }
+
+    /// Serves Redis clients on the reserved port.
+    fn start_resp(
+        &self,
+        common: &Common,
+        store: &Arc<Store>,
+        node: Arc<resp::Node>,
+    ) -> anyhow::Result<resp::Server> {
         let stop = self.stop.clone();
         let context = resp::Context {
             store: Arc::clone(store),
             links: Arc::clone(&self.links),
             stop: self.stop.clone(),
-            node: Arc::new(resp::Node::new(role)),
+            node,
             shutdown: Arc::new(move || {
                 tracing::info!("stopping: a client sent SHUTDOWN");
                 stop.set();
@@ -117,7 +342,7 @@ impl Base {
             listen::write_ports_file(path, addresses)?;
         }
         tracing::info!(
-            role = self.view.role.as_str(),
+            role = self.view.role().as_str(),
             listen = %addresses.listen,
             http_listen = %addresses.http_listen,
             replication_listen = addresses.replication_listen.map(|at| at.to_string()),

@@ -15,11 +15,14 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::command::wait;
+use super::command::{roles, wait};
 use super::number::Decimal;
 use super::session::Session;
 use super::turn::{CARRIED_SIZE_MAX, End, READ_SIZE, Scratch, Turn, Unfinished};
 use super::worker::Worker;
+
+const UNBLOCKED: &[u8] =
+    b"-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)\r\n";
 
 /// A client's connection. Dropping it closes it.
 pub(super) struct Connection {
@@ -42,6 +45,8 @@ enum Next {
     /// There is more to do already, but others come first.
     Yield,
     Wait(wait::Request),
+    Ask(roles::Pending),
+    Hold,
     /// The client has closed its side.
     Gone,
     Close,
@@ -79,6 +84,8 @@ impl Connection {
                 Next::Read => {}
                 Next::Yield => tokio::task::yield_now().await,
                 Next::Wait(request) => self.wait(request).await?,
+                Next::Ask(pending) => self.ask(pending).await?,
+                Next::Hold => self.hold().await?,
                 Next::Gone => return Ok(()),
                 Next::Close => return self.close().await,
             }
@@ -138,19 +145,47 @@ impl Connection {
             End::Drained => Next::Read,
             End::Paused => Next::Yield,
             End::Waiting(request) => Next::Wait(request),
+            End::Asking(pending) => Next::Ask(pending),
+            End::Held => Next::Hold,
             End::Close => Next::Close,
         }))
     }
 
     /// Waits for followers and answers; ends early if the client goes away.
     async fn wait(&mut self, request: wait::Request) -> io::Result<()> {
-        let applied = tokio::select! {
-            applied = request.wait(&self.worker.context.links, &self.worker.bell) => applied,
+        let node = &self.worker.context.node;
+        let reply = tokio::select! {
+            applied = request.wait(&self.worker.context.links, &self.worker.bell) => {
+                [b":", Decimal::unsigned(applied as u64).as_bytes(), b"\r\n"].concat()
+            }
+            // Nobody acknowledges anything to a node that follows.
+            () = node.control.until(|| node.follows()) => UNBLOCKED.to_vec(),
             error = gone(&self.stream) => return Err(error),
         };
-        let reply = [b":", Decimal::unsigned(applied as u64).as_bytes(), b"\r\n"].concat();
+        self.reply(&reply).await
+    }
+
+    /// Waits for the node and answers; ends early if the client goes away.
+    async fn ask(&mut self, pending: roles::Pending) -> io::Result<()> {
+        let reply = tokio::select! {
+            reply = pending.reply() => reply,
+            error = gone(&self.stream) => return Err(error),
+        };
+        self.reply(&reply).await
+    }
+
+    /// Waits until writes are no longer held; ends early if the client goes away.
+    async fn hold(&mut self) -> io::Result<()> {
+        let control = &self.worker.context.node.control;
+        tokio::select! {
+            () = control.until(|| !control.are_writes_held()) => Ok(()),
+            error = gone(&self.stream) => Err(error),
+        }
+    }
+
+    async fn reply(&mut self, reply: &[u8]) -> io::Result<()> {
         self.worker.counters.net_output_bytes.add(reply.len() as u64);
-        self.stream.write_all(&reply).await
+        self.stream.write_all(reply).await
     }
 
     /// Closes so that the client can read the last reply: a socket closed with unread bytes is reset,

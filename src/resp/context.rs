@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use parking_lot::RwLock;
 use uuid::Uuid;
 
+use super::control::Control;
 use crate::links::Links;
 use crate::stop::Stop;
 use crate::store::Store;
@@ -17,16 +18,24 @@ pub enum Role {
     Leader,
     /// Follows another node and refuses writes.
     Follower {
-        /// The leader's address, `host:port`.
+        /// Where the leader takes followers, `host:port`.
         leader: String,
+        /// Where it answers Redis clients, on the same host; 0 = it has not said yet.
+        resp_port: u16,
     },
 }
 
 /// Facts of the node that clients may ask for.
 #[derive(Debug)]
 pub struct Node {
-    /// Which end of replication the node is; changes with a failover.
+    /// Which end of replication the node is; changes at run time, see [`Node::set_role`].
     pub role: RwLock<Role>,
+    /// How clients change it, and what holds while it changes.
+    pub control: Control,
+    /// Names the node in its leader's figures.
+    pub node_id: Uuid,
+    /// Where the node takes followers, or would; 0 = nowhere.
+    pub replication_port: u16,
     /// Identity of this run of the process: 40 hexadecimal digits.
     pub run_id: String,
     /// When the process started.
@@ -45,11 +54,26 @@ impl Node {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             role: RwLock::new(role),
+            control: Control::default(),
+            node_id: Uuid::new_v4(),
+            replication_port: 0,
             run_id: random[..40].to_owned(),
             started: Instant::now(),
             started_unix_s: since.as_secs(),
             config: Vec::new(),
         }
+    }
+
+    /// The node is something else from now on.
+    pub fn set_role(&self, role: Role) {
+        *self.role.write() = role;
+        self.control.role_changed();
+    }
+
+    /// Whether the node follows.
+    #[must_use]
+    pub fn follows(&self) -> bool {
+        matches!(*self.role.read(), Role::Follower { .. })
     }
 
     /// Milliseconds since the start.

@@ -9,6 +9,7 @@
 mod command;
 mod connection;
 mod context;
+mod control;
 mod error;
 mod glob;
 mod inline;
@@ -22,4 +23,5 @@ mod turn;
 mod worker;
 
 pub use context::{Context, Node, Role};
+pub use control::{Answer, Control, FailoverState, Order};
 pub use server::{Options, Server};

@@ -1,6 +1,6 @@
 //! The one table of commands: it drives look-up, arity checks, COMMAND and the prefetch of keys.
 
-use super::command::{Call, Flow, client, expiry, keys, scan, server, strings, transaction, wait};
+use super::command::{Call, Flow, client, expiry, keys, roles, scan, server, strings, transaction, wait};
 use super::error::CommandError;
 
 /// What a command is; the words of COMMAND INFO.
@@ -115,6 +115,7 @@ pub(super) static TABLE: [Command; COMMAND_COUNT] = [
     row("exists", -2, READONLY | FAST, ALL_KEYS, keys::exists),
     row("expire", -3, WRITE | FAST, ONE_KEY, expiry::expire),
     row("expireat", -3, WRITE | FAST, ONE_KEY, expiry::expireat),
+    row("failover", -1, ADMIN | NOSCRIPT | STALE, NO_KEY, roles::failover),
     row("flushall", -1, WRITE, NO_KEY, server::flushall),
     row("flushdb", -1, WRITE, NO_KEY, server::flushall),
     row("getdel", 2, WRITE | FAST, ONE_KEY, strings::getdel),
@@ -135,6 +136,7 @@ pub(super) static TABLE: [Command; COMMAND_COUNT] = [
     row("pttl", 2, READONLY | FAST, ONE_KEY, expiry::pttl),
     row("quit", -1, CONNECTION | UNQUEUED, NO_KEY, client::quit),
     row("readonly", 1, LOADING | STALE | FAST, NO_KEY, client::readonly),
+    row("replicaof", 3, ADMIN | NOSCRIPT | STALE, NO_KEY, roles::replicaof),
     row("reset", 1, CONNECTION | UNQUEUED, NO_KEY, client::reset),
     row("role", 1, CONNECTION, NO_KEY, server::role),
     row("scan", -2, READONLY, NO_KEY, scan::scan),
@@ -142,6 +144,7 @@ pub(super) static TABLE: [Command; COMMAND_COUNT] = [
     row("setex", 4, PUT, ONE_KEY, strings::setex),
     row("setnx", 3, PUT | FAST, ONE_KEY, strings::setnx),
     row("shutdown", -1, ADMIN | NOSCRIPT | LOADING | STALE, NO_KEY, server::shutdown),
+    row("slaveof", 3, ADMIN | NOSCRIPT | STALE, NO_KEY, roles::replicaof),
     row("strlen", 2, READONLY | FAST, ONE_KEY, strings::strlen),
     row("time", 1, LOADING | STALE | FAST, NO_KEY, server::time),
     row("ttl", 2, READONLY | FAST, ONE_KEY, expiry::ttl),
@@ -150,7 +153,7 @@ pub(super) static TABLE: [Command; COMMAND_COUNT] = [
     row("wait", 3, NOSCRIPT | BLOCKING, NO_KEY, wait::wait),
 ];
 
-const COMMAND_COUNT: usize = 50;
+const COMMAND_COUNT: usize = 53;
 const NAME_SIZE_MAX: usize = 16;
 
 /// Position in [`INDEX`], where a name's search begins.

@@ -7,13 +7,14 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::command::{Args, Flow, dispatch, wait};
+use super::command::{Args, Flow, dispatch, is_held, roles, wait};
 use super::error::CommandError;
 use super::parse::{Arg, Cursor, Limits, ProtocolError, Step};
 use super::reply::Reply;
 use super::session::Session;
 use super::table::{GET, SET, TABLE, lookup};
 use super::worker::Worker;
+use crate::store::WriteError;
 
 /// Commands parsed before the first of them is done; the store prefetches up to this many keys at a time.
 const LOOKAHEAD: usize = 16;
@@ -77,6 +78,10 @@ pub(super) enum End {
     Paused,
     /// As [`End::Paused`], once followers have acknowledged.
     Waiting(wait::Request),
+    /// As [`End::Paused`], once the node has answered.
+    Asking(roles::Pending),
+    /// As [`End::Paused`], once writes are no longer held.
+    Held,
     /// The connection is over once the replies are sent.
     Close,
 }
@@ -277,6 +282,10 @@ impl Turn<'_> {
                 Flow::Wait(request) => {
                     return Some(Outcome { end: End::Waiting(request), consumed: command.end });
                 }
+                Flow::Ask(pending) => {
+                    return Some(Outcome { end: End::Asking(pending), consumed: command.end });
+                }
+                Flow::Hold => return Some(Outcome { end: End::Held, consumed: command.start }),
             }
             if self.reply.len() > REPLY_BYTES_PER_TURN || *done >= COMMANDS_PER_TURN {
                 return Some(Outcome { end: End::Paused, consumed: command.end });
@@ -296,7 +305,10 @@ impl Turn<'_> {
         if session.queue.is_none() {
             match (command.row, args.len()) {
                 (Some(GET), 2) => return get(worker, reply, args.at(1)),
-                (Some(SET), 3) => return set(worker, session, reply, args.at(1), args.at(2)),
+                (Some(SET), 3) => {
+                    let may_pause = data[command.start] == b'*';
+                    return set(worker, session, reply, args.at(1), args.at(2), may_pause);
+                }
                 _ => {}
             }
         }
@@ -324,15 +336,23 @@ fn get(worker: &Worker, reply: &mut Reply, key: &[u8]) -> Flow {
 
 /// `SET key value`
 #[inline]
-fn set(worker: &Worker, session: &mut Session, reply: &mut Reply, key: &[u8], value: &[u8]) -> Flow {
-    worker.counters.commands[usize::from(SET)].add(1);
+fn set(
+    worker: &Worker,
+    session: &mut Session,
+    reply: &mut Reply,
+    key: &[u8],
+    value: &[u8],
+    may_pause: bool,
+) -> Flow {
     let store = &worker.context.store;
     match store.put(key, value) {
         Ok(seq) => {
             session.wrote_at(store, key, seq);
             reply.ok();
         }
+        Err(WriteError::ReadOnly) if may_pause && is_held(worker) => return Flow::Hold,
         Err(error) => reply.error(&CommandError::from(error).message()),
     }
+    worker.counters.commands[usize::from(SET)].add(1);
     Flow::Done
 }

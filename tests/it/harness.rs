@@ -134,8 +134,12 @@ impl Node {
 
     /// A follower of `leader` on `directory`; waits until it serves, not until it has caught up.
     pub(crate) fn follower(directory: &Path, leader: &Self, arguments: &[&str]) -> Self {
-        let replication = leader.ports.replication_listen.expect("a leader has a replication port");
-        Self::follower_of(directory, replication, arguments)
+        Self::follower_of(directory, leader.replication(), arguments)
+    }
+
+    /// Where it takes followers, while it leads.
+    pub(crate) fn replication(&self) -> SocketAddr {
+        self.ports.replication_listen.expect("every node has a replication port")
     }
 
     /// A follower of whatever is at `replication` (a proxy, say).
@@ -169,9 +173,7 @@ impl Node {
         command.arg("--data-dir").arg(directory).arg("--ports-file").arg(&ports_file);
         command.arg("--listen").arg(listen(ports.map(|at| at.listen)));
         command.arg("--http-listen").arg(listen(ports.map(|at| at.http_listen)));
-        if role == "leader" {
-            command.arg("--replication-listen").arg(listen(ports.and_then(|at| at.replication_listen)));
-        }
+        command.arg("--replication-listen").arg(listen(ports.and_then(|at| at.replication_listen)));
         let mut child = command
             .args(&arguments)
             .stdin(Stdio::null())

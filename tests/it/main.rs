@@ -18,5 +18,7 @@ mod resp_differential;
 mod resp_hostile;
 mod resp_support;
 mod roles;
+mod roles_at_run_time;
+mod switchover;
 mod tidy;
 mod unicode;

@@ -149,7 +149,7 @@ fn a_follower_refuses_writes() {
     let mut client = server.connect();
     assert_eq!(client.ask("set k v"), "+OK\r\n");
     server.context.store.set_read_only(true);
-    *server.context.node.role.write() = Role::Follower { leader: "127.0.0.1:7000".into() };
+    *server.context.node.role.write() = Role::Follower { leader: "127.0.0.1:7000".into(), resp_port: 0 };
     let refused = "-READONLY You can't write against a read only replica.\r\n";
     for write in
         ["set k w", "set k w ex 10", "del k", "incr n", "mset a 1", "expire k 10", "flushall", "getdel k"]

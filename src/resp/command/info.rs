@@ -90,6 +90,14 @@ pub(super) fn offset(store: &Store) -> u64 {
     store.shards().map(|shard: ShardIndex| store.head(shard).0).sum()
 }
 
+/// Where a follower's leader answers Redis clients, as far as that is known; else where it takes followers.
+pub(super) fn leader_address<'a>(links: &Links, leader: &'a str, resp_port: u16) -> (&'a str, u16) {
+    let (host, replication_port) = host_port(leader);
+    let heard = || links.all().iter().map(|cell| cell.leader_resp_port.load(Ordering::Relaxed)).max();
+    let known = [resp_port, heard().unwrap_or(0), replication_port];
+    (host, known.into_iter().find(|port| *port != 0).unwrap_or(0))
+}
+
 /// `host:port`, with `[` and `]` around an IPv6 host taken away.
 pub(super) fn host_port(address: &str) -> (&str, u16) {
     let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
@@ -223,14 +231,18 @@ fn replication(worker: &Worker, text: &mut String) -> std::fmt::Result {
             write!(text, "role:master\r\n")?;
             leader_lines(&context.links, text)?;
         }
-        Role::Follower { leader } => {
+        Role::Follower { leader, resp_port } => {
             write!(text, "role:slave\r\n")?;
-            follower_lines(worker, leader, offset, text)?;
+            follower_lines(worker, leader, *resp_port, offset, text)?;
         }
     }
     // Forty digits, as Redis's: the store's identity, which all its followers share.
     let id = context.store.store_id().simple().to_string();
-    write!(text, "master_failover_state:no-failover\r\n")?;
+    let control = &context.node.control;
+    write!(text, "master_failover_state:{}\r\n", control.failover().as_str())?;
+    write!(text, "slotstream_last_failover:{}\r\n", control.last_failover())?;
+    write!(text, "slotstream_node_id:{}\r\n", context.node.node_id)?;
+    write!(text, "slotstream_replication_port:{}\r\n", context.node.replication_port)?;
     write!(text, "master_replid:{id:0>40}\r\n")?;
     write!(text, "master_replid2:{:0>40}\r\n", 0)?;
     write!(text, "master_repl_offset:{offset}\r\n")?;
@@ -250,9 +262,15 @@ fn leader_lines(links: &Links, text: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
-fn follower_lines(worker: &Worker, leader: &str, offset: u64, text: &mut String) -> std::fmt::Result {
+fn follower_lines(
+    worker: &Worker,
+    leader: &str,
+    resp_port: u16,
+    offset: u64,
+    text: &mut String,
+) -> std::fmt::Result {
     let link = leader_link(&worker.context.links);
-    let (host, port) = host_port(leader);
+    let (host, port) = leader_address(&worker.context.links, leader, resp_port);
     let now_ms = worker.context.store.clock().unix_ms();
     let last_io_s = match link.last_io_unix_ms {
         0 => -1,

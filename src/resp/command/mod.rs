@@ -4,6 +4,7 @@ pub(super) mod client;
 pub(super) mod expiry;
 pub(super) mod info;
 pub(super) mod keys;
+pub(super) mod roles;
 pub(super) mod scan;
 pub(super) mod server;
 pub(super) mod strings;
@@ -17,7 +18,7 @@ use super::reply::Reply;
 use super::session::Session;
 use super::table::{Command, TABLE, flag};
 use super::worker::Worker;
-use crate::store::Store;
+use crate::store::{Store, WriteError};
 
 /// A command's arguments, its name first: ranges of the read buffer.
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +75,10 @@ pub(super) enum Flow {
     More(usize),
     /// Send what is there, then wait for followers; the reply comes from there.
     Wait(wait::Request),
+    /// Send what is there, then wait for the node; the reply comes from there.
+    Ask(roles::Pending),
+    /// Nothing was done: send what is there, and call the command again when writes are no longer held.
+    Hold,
 }
 
 /// One call of a command.
@@ -145,6 +150,8 @@ pub(super) fn dispatch(
 ) -> Flow {
     match try_dispatch(worker, session, reply, args, row, resume, may_pause) {
         Ok(flow) => flow,
+        // The store stopped writes after the command was let through.
+        Err(CommandError::Write(WriteError::ReadOnly)) if may_pause && is_held(worker) => Flow::Hold,
         Err(error) => {
             reply.error(&error.message());
             Flow::Done
@@ -164,6 +171,9 @@ fn try_dispatch(
     // A paused command goes on: it was checked and counted when it began.
     let row = match (row, resume) {
         (Some(row), 1..) => Ok(row),
+        (Some(row), 0) if may_pause && TABLE[usize::from(row)].is(flag::WRITE) && is_held(worker) => {
+            return Ok(Flow::Hold);
+        }
         _ => check(worker, args, row),
     };
     let row = match row {
@@ -180,6 +190,13 @@ fn try_dispatch(
     }
     let run = TABLE[usize::from(row)].run;
     run(&mut Call { args, reply, session, worker, row, resume, in_exec: false, may_pause })
+}
+
+/// Whether writes wait while the leader hands over.
+#[inline]
+pub(super) fn is_held(worker: &Worker) -> bool {
+    let context = &worker.context;
+    context.store.is_read_only() && context.node.control.are_writes_held()
 }
 
 /// Whether the command exists, has its arguments, and may be done here.

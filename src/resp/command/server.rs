@@ -78,9 +78,9 @@ pub(in crate::resp) fn role(call: &mut Call<'_>) -> Outcome {
                 reply.bulk_number(follower.offset);
             }
         }
-        Role::Follower { leader } => {
+        Role::Follower { leader, resp_port } => {
             let link = info::leader_link(&worker.context.links);
-            let (host, port) = info::host_port(leader);
+            let (host, port) = info::leader_address(&worker.context.links, leader, *resp_port);
             reply.array(5);
             reply.bulk(b"slave");
             reply.bulk(host.as_bytes());
@@ -92,8 +92,13 @@ pub(in crate::resp) fn role(call: &mut Call<'_>) -> Outcome {
     Ok(Flow::Done)
 }
 
-/// `CONFIG GET pattern [pattern ...]`
+/// `CONFIG GET pattern [pattern ...]`, `CONFIG REWRITE`
 pub(in crate::resp) fn config(call: &mut Call<'_>) -> Outcome {
+    if call.args.is(1, "rewrite") && call.args.len() == 2 {
+        // There is no file to rewrite: a role that was changed at run time is kept by itself.
+        call.reply.ok();
+        return Ok(Flow::Done);
+    }
     if !call.args.is(1, "get") {
         return Err(call.unknown_subcommand());
     }

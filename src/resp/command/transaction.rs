@@ -6,7 +6,7 @@
 use super::super::error::CommandError;
 use super::super::reply::Reply;
 use super::super::session::{Queue, Session};
-use super::super::table::TABLE;
+use super::super::table::{TABLE, flag};
 use super::{Args, Call, Flow};
 
 type Outcome = Result<Flow, CommandError>;
@@ -46,6 +46,10 @@ pub(in crate::resp) fn discard(call: &mut Call<'_>) -> Outcome {
 
 /// `EXEC`
 pub(in crate::resp) fn exec(call: &mut Call<'_>) -> Outcome {
+    // All of it waits, or none.
+    if call.resume == 0 && call.may_pause && super::is_held(call.worker) && has_write(call.session) {
+        return Ok(Flow::Hold);
+    }
     let Some(queue) = call.session.queue.take() else {
         return Err(CommandError::text("ERR EXEC without MULTI"));
     };
@@ -56,6 +60,11 @@ pub(in crate::resp) fn exec(call: &mut Call<'_>) -> Outcome {
         call.reply.array(queue.len());
     }
     run_queue(call, queue)
+}
+
+fn has_write(session: &Session) -> bool {
+    let is_write = |row: u8| TABLE[usize::from(row)].is(flag::WRITE);
+    session.queue.as_ref().is_some_and(|queue| (0..queue.len()).any(|index| is_write(queue.command(index).0)))
 }
 
 fn run_queue(call: &mut Call<'_>, queue: Box<Queue>) -> Outcome {
@@ -77,7 +86,7 @@ fn run_queue(call: &mut Call<'_>, queue: Box<Queue>) -> Outcome {
         };
         match (TABLE[usize::from(row)].run)(&mut inner) {
             Ok(Flow::Close) => return Ok(Flow::Close),
-            Ok(Flow::Done | Flow::More(_) | Flow::Wait(_)) => {}
+            Ok(Flow::Done | Flow::More(_) | Flow::Wait(_) | Flow::Ask(_) | Flow::Hold) => {}
             Err(error) => call.reply.error(&error.message()),
         }
     }

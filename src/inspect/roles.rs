@@ -1,0 +1,89 @@
+//! `slotstream promote` and `slotstream switchover`: orders to a running node over its Redis port, and one
+//! line about how it ended.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use super::Verdict;
+use super::ask::{AskError, Asked};
+
+/// How long a node may take for one answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Why the order came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum RoleError {
+    /// A node could not be asked, or refused.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// The target is no address of a Redis port.
+    #[error("{found:?} is no HOST:PORT")]
+    Target {
+        /// What was named.
+        found: String,
+    },
+    /// The leader gave the hand-over up and goes on.
+    #[error("{leader} goes on leading: {reason}")]
+    GivenUp {
+        /// The leader.
+        leader: String,
+        /// What it said.
+        reason: String,
+    },
+    /// Nobody said how it ended.
+    #[error("{leader} does not say how the hand-over ended within {waited:?}; ask both nodes with `status`")]
+    Unknown {
+        /// The leader.
+        leader: String,
+        /// How long it was asked.
+        waited: Duration,
+    },
+    /// The answer cannot be written.
+    #[error("cannot write: {0}")]
+    Write(#[from] std::io::Error),
+}
+
+/// Lets the node at `address` lead from what it holds.
+pub fn promote(address: &str, out: &mut impl Write) -> Result<Verdict, RoleError> {
+    let mut node = Asked::new(address, PATIENCE)?;
+    let before = node.info.follows.clone();
+    node.order(&["REPLICAOF", "NO", "ONE"])?;
+    match before {
+        None => writeln!(out, "{address} leads; it did so before")?,
+        Some(leader) => writeln!(out, "{address} leads; it followed {leader} until now")?,
+    }
+    Ok(Verdict::Good)
+}
+
+/// Lets the leader at `address` hand over to its follower at `to`.
+pub fn switchover(
+    address: &str,
+    to: &str,
+    timeout: Duration,
+    out: &mut impl Write,
+) -> Result<Verdict, RoleError> {
+    let (host, port) = to.rsplit_once(':').ok_or_else(|| RoleError::Target { found: to.to_owned() })?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let mut leader = Asked::new(address, PATIENCE)?;
+    let timeout_ms = timeout.as_millis().max(1).to_string();
+    leader.order(&["FAILOVER", "TO", host, port, "TIMEOUT", &timeout_ms])?;
+    let start = Instant::now();
+    // Beyond its own time the leader may still ask the follower how the hand-over ended.
+    let patience = timeout + 2 * PATIENCE;
+    loop {
+        let info = leader.again()?;
+        if info.failover == "no-failover" {
+            let reason = info.last_failover.clone();
+            if info.follows.is_some() {
+                writeln!(out, "{to} leads, {address} follows it: {reason}")?;
+                return Ok(Verdict::Good);
+            }
+            return Err(RoleError::GivenUp { leader: address.to_owned(), reason });
+        }
+        if start.elapsed() > patience {
+            return Err(RoleError::Unknown { leader: address.to_owned(), waited: patience });
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}

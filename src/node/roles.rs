@@ -1,0 +1,321 @@
+//! Who changes the node's role: one thread, which owns it and takes orders one after another.
+//!
+//! Orders come from Redis clients, notices from links. Every change goes: check what can be checked, write
+//! down what the node will be, then stop the old role and start the new one. An order that is refused
+//! changes nothing.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use super::memory::{LeaderAt, Memory, Remembered};
+use super::role::{Parts, Running};
+use super::switchover::{Abort, Ended, Switchover};
+use crate::follower::{self, LeaderInfo};
+use crate::inspect::ask::{Asked, bracketed};
+use crate::links::{Notice, Phase};
+use crate::resp::{Answer, FailoverState, Order};
+use crate::stop::Stop;
+
+/// How long another node may take for one answer, while a client waits for ours.
+pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a follower without any link looks whether its leader has moved.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// How long the handing over of the lead may take where nobody says.
+const SWITCHOVER_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(super) enum Event {
+    Order(Order, Answer),
+    Notice(Notice),
+    Stop,
+}
+
+/// The way to the thread, for whoever ends it.
+pub(super) struct Director {
+    events: mpsc::Sender<Event>,
+    thread: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Director {
+    /// Takes orders from now on. `stop` is set if the node is left without a role.
+    pub(super) fn start(parts: Parts, running: Running, memory: Memory, stop: Stop) -> anyhow::Result<Self> {
+        let (events, inbox) = mpsc::channel();
+        let abort = Abort::default();
+        let node = Arc::downgrade(&parts.node);
+        let (orders, ordered_abort) = (events.clone(), abort.clone());
+        let listen = move |order, answer| take_order(&node, &orders, &ordered_abort, order, answer);
+        parts.node.control.listen(listen);
+        let notices = events.clone();
+        // Whoever is stopping needs no notice.
+        parts.links.notices.listen(move |notice| drop(notices.send(Event::Notice(notice))));
+        let mut roles = Roles { parts, memory, abort, running: Some(running), looked_at: Instant::now() };
+        let run = move || {
+            let result = roles.run(&inbox);
+            if result.is_err() {
+                stop.set();
+            }
+            if let Some(running) = roles.running.take() {
+                running.stop();
+            }
+            result
+        };
+        let thread = std::thread::Builder::new().name("roles".to_owned()).spawn(run);
+        Ok(Self { events, thread: thread.context("no thread for changes of role")? })
+    }
+
+    /// Ends the role and the thread; an error if the node was left without a role.
+    pub(super) fn join(self) -> anyhow::Result<()> {
+        // A thread that has ended hears nothing, and needs not.
+        drop(self.events.send(Event::Stop));
+        match self.thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+/// On a client's thread: what must not wait for the change under way is answered here.
+fn take_order(
+    node: &Weak<crate::resp::Node>,
+    orders: &mpsc::Sender<Event>,
+    abort: &Abort,
+    order: Order,
+    answer: Answer,
+) {
+    let Some(node) = node.upgrade() else { return };
+    match (order, node.control.failover()) {
+        (Order::AbortFailover, FailoverState::None) => {
+            answer(Err("ERR No failover in progress.".to_owned()));
+        }
+        (Order::AbortFailover, _) => {
+            abort.ask();
+            answer(Ok("OK".to_owned()));
+        }
+        (Order::Failover { .. }, FailoverState::WaitingForSync | FailoverState::InProgress) => {
+            answer(Err("ERR FAILOVER already in progress.".to_owned()));
+        }
+        // A node that is stopping drops the answer, and the client is told so.
+        (order, _) => drop(orders.send(Event::Order(order, answer))),
+    }
+}
+
+struct Roles {
+    parts: Parts,
+    memory: Memory,
+    abort: Abort,
+    /// None only while one role follows another.
+    running: Option<Running>,
+    /// When a follower without a link last looked for its leader.
+    looked_at: Instant,
+}
+
+impl Roles {
+    fn run(&mut self, inbox: &mpsc::Receiver<Event>) -> anyhow::Result<()> {
+        loop {
+            match inbox.recv_timeout(LOOK_INTERVAL) {
+                Ok(Event::Order(order, answer)) => self.obey(order, answer)?,
+                Ok(Event::Notice(Notice::Moved { leader })) => self.move_to(leader)?,
+                Ok(Event::Notice(Notice::Superseded { epoch })) => self.superseded(epoch),
+                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if self.looked_at.elapsed() >= LOOK_INTERVAL {
+                self.look_for_leader()?;
+                self.looked_at = Instant::now();
+            }
+        }
+    }
+
+    fn leader(&self) -> Option<&LeaderAt> {
+        self.running.as_ref().and_then(Running::leader)
+    }
+
+    fn obey(&mut self, order: Order, answer: Answer) -> anyhow::Result<()> {
+        let done = match order {
+            Order::Lead => self.lead()?,
+            Order::Follow { host, port } => self.follow(&host, port)?,
+            Order::Failover { to, timeout } => {
+                match Switchover::new(&self.parts, self.leader().is_some(), to) {
+                    Err(error) => Err(error),
+                    Ok(switchover) => {
+                        self.abort.forget();
+                        self.parts.node.control.set_failover(FailoverState::WaitingForSync);
+                        answer(Ok("OK".to_owned()));
+                        return self.hand_over(switchover, timeout.unwrap_or(SWITCHOVER_TIMEOUT));
+                    }
+                }
+            }
+            Order::AbortFailover => Err("No failover in progress.".to_owned()),
+        };
+        answer(done.map_err(|text| format!("ERR {text}")));
+        Ok(())
+    }
+
+    /// Lets the node lead from what it holds; the inner error is the client's.
+    fn lead(&mut self) -> anyhow::Result<Result<String, String>> {
+        let Some(leader) = self.leader().cloned() else { return Ok(Ok("OK".to_owned())) };
+        if let Err(error) = self.parts.store.check_promote() {
+            return Ok(Err(format!("this node cannot lead: {error}")));
+        }
+        self.stop_role();
+        // Once more, now that nothing changes any more; then written down, so that a kill between two
+        // shards leaves a promotion that the next start finishes.
+        let kept = match self.parts.store.check_promote() {
+            Err(error) => Err(format!("this node cannot lead: {error}")),
+            Ok(()) => self.memory.keep(&Remembered::Leader).map_err(|error| format!("role.json: {error}")),
+        };
+        if let Err(text) = kept {
+            self.running = Some(Running::follow(&self.parts, leader)?);
+            return Ok(Err(text));
+        }
+        self.parts.store.promote_rest();
+        self.running = Some(Running::lead(&self.parts)?);
+        let epoch = self.parts.store.shards().map(|shard| self.parts.store.stats(shard).epoch).max();
+        tracing::warn!(epoch, followed = leader.replication, "promoted: this node leads now");
+        Ok(Ok("OK".to_owned()))
+    }
+
+    /// Follows the node that answers Redis clients there.
+    fn follow(&mut self, host: &str, port: u16) -> anyhow::Result<Result<String, String>> {
+        let leader = match self.find_leader(host, port) {
+            Ok(leader) => leader,
+            Err(text) => return Ok(Err(text)),
+        };
+        if self.leader() == Some(&leader) {
+            return Ok(Ok("OK Already connected to specified master".to_owned()));
+        }
+        if let Err(error) = self.change_leader(leader)? {
+            return Ok(Err(error));
+        }
+        Ok(Ok("OK".to_owned()))
+    }
+
+    /// Asks the node there where it takes followers, and whether it would take this one.
+    fn find_leader(&self, host: &str, port: u16) -> Result<LeaderAt, String> {
+        let address = format!("{}:{port}", bracketed(host));
+        let info = Asked::new(&address, ASK_TIMEOUT).map_err(|error| error.to_string())?.info;
+        if info.run_id == self.parts.node.run_id {
+            return Err(format!("{address} is this node itself"));
+        }
+        if let Some(leader) = info.follows {
+            return Err(format!(
+                "{address} follows {leader}; let it lead first (REPLICAOF NO ONE there, or FAILOVER at its leader)"
+            ));
+        }
+        let replication = format!("{}:{}", bracketed(host), info.replication_port);
+        self.check_leader(&replication).map_err(|error| format!("leader {error}"))?;
+        Ok(LeaderAt { replication, resp_port: port })
+    }
+
+    /// Whether who takes followers there leads this node's store.
+    fn check_leader(&self, replication: &str) -> Result<LeaderInfo, String> {
+        let info = follower::probe(replication, ASK_TIMEOUT).map_err(|error| error.to_string())?;
+        super::check_store(replication, &info, &self.parts.store)?;
+        Ok(info)
+    }
+
+    /// From one role to following; the inner error says that nothing has changed.
+    fn change_leader(&mut self, leader: LeaderAt) -> anyhow::Result<Result<(), String>> {
+        if let Err(error) = self.memory.keep(&Remembered::Follower(leader.clone())) {
+            return Ok(Err(format!("role.json: {error}")));
+        }
+        // Before the role's threads end: no write may come behind what followers were sent.
+        self.parts.store.stop_writes();
+        self.stop_role();
+        tracing::warn!(leader = leader.replication, "this node follows now");
+        self.running = Some(Running::follow(&self.parts, leader)?);
+        Ok(Ok(()))
+    }
+
+    fn stop_role(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.stop();
+        }
+    }
+
+    /// Who was followed says where the leader is. Only one that does lead this store is gone to.
+    fn move_to(&mut self, replication: String) -> anyhow::Result<()> {
+        if self.leader().is_none_or(|leader| leader.replication == replication) {
+            return Ok(());
+        }
+        match self.check_leader(&replication) {
+            Ok(info) => {
+                let leader = LeaderAt { replication, resp_port: info.resp_port };
+                if let Err(error) = self.change_leader(leader)? {
+                    tracing::error!(%error, "the leader has moved, and this node cannot follow it");
+                }
+            }
+            Err(error) => tracing::info!(%error, "a leader that was named does not lead"),
+        }
+        Ok(())
+    }
+
+    /// A follower without any link asks where its leader served Redis clients: that node may take followers
+    /// at another port by now, or follow another one.
+    fn look_for_leader(&mut self) -> anyhow::Result<()> {
+        let Some(leader) = self.leader().cloned() else { return Ok(()) };
+        let cells = self.parts.links.all();
+        let is_up = |phase| matches!(phase, Phase::Scan | Phase::CatchUp | Phase::Stream);
+        if cells.iter().any(|cell| is_up(cell.phase())) {
+            return Ok(());
+        }
+        let heard = cells.iter().map(|cell| cell.leader_resp_port.load(Relaxed)).max().unwrap_or(0);
+        let port = if leader.resp_port == 0 { heard } else { leader.resp_port };
+        let host = leader.replication.rsplit_once(':').map_or("", |(host, _)| host);
+        if port == 0 {
+            return Ok(());
+        }
+        let ask = |address: &str| Asked::new(address, ASK_TIMEOUT).map(|asked| asked.info);
+        let Ok(mut info) = ask(&format!("{host}:{port}")) else { return Ok(()) };
+        let mut host = host.to_owned();
+        if let Some(next) = info.follows.take() {
+            let Ok(found) = ask(&next) else { return Ok(()) };
+            if found.follows.is_some() || found.run_id == self.parts.node.run_id {
+                return Ok(());
+            }
+            host = next.rsplit_once(':').map_or("", |(host, _)| host).to_owned();
+            info = found;
+        }
+        self.move_to(format!("{host}:{}", info.replication_port))
+    }
+
+    /// Somebody else leads in a newer epoch: writes that were taken here from now on would be lost.
+    fn superseded(&mut self, epoch: u64) {
+        if self.leader().is_some() || self.parts.store.is_read_only() {
+            return;
+        }
+        self.parts.store.stop_writes();
+        tracing::error!(
+            epoch,
+            "a follower knows a newer epoch: another node leads; writes are refused from now on"
+        );
+    }
+
+    fn hand_over(&mut self, mut switchover: Switchover, timeout: Duration) -> anyhow::Result<()> {
+        let node = Arc::clone(&self.parts.node);
+        let target = switchover.target().clone();
+        let ended = switchover.run(&self.parts, &self.memory, &self.abort, timeout);
+        let changes = &self.parts.view.changes;
+        match &ended {
+            Ended::Done { .. } => changes.switchovers_done.fetch_add(1, Relaxed),
+            Ended::GivenUp { .. } | Ended::Unknown { .. } => changes.switchovers_failed.fetch_add(1, Relaxed),
+        };
+        node.control.set_last_failover(ended.to_string());
+        match ended {
+            Ended::GivenUp { .. } => tracing::warn!(to = target.replication, "switchover: {ended}"),
+            Ended::Done { .. } => tracing::warn!(to = target.replication, "switchover: {ended}"),
+            Ended::Unknown { .. } => tracing::error!(to = target.replication, "switchover: {ended}"),
+        }
+        let follows = !matches!(ended, Ended::GivenUp { .. });
+        if follows {
+            self.stop_role();
+            self.running = Some(Running::follow(&self.parts, target)?);
+        }
+        node.control.set_failover(FailoverState::None);
+        Ok(())
+    }
+}

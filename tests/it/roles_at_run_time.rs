@@ -1,0 +1,237 @@
+//! Nodes that become leaders and followers while they run, as Redis clients ask, and what they remember of
+//! it when they are started again.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+
+use crate::harness::{Node, PATIENCE, Reply, assert_equal, stderr, wait_in_sync, wait_until};
+
+pub(crate) const SIZES: &[&str] = &["--shard-count", "2", "--key-size", "16", "--value-size", "32"];
+
+pub(crate) fn set(node: &Node, keys: std::ops::Range<u32>, value: &str) {
+    let mut client = node.client();
+    for key in keys {
+        assert_eq!(client.call(&["SET", &format!("key-{key}"), value]).text(), "OK");
+    }
+}
+
+/// One field of INFO replication.
+pub(crate) fn info(node: &Node, field: &str) -> String {
+    let text = node.client().call(&["INFO", "replication"]).text();
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {field} in {text}")).to_owned()
+}
+
+/// Orders `node` to follow `leader`; the reply.
+pub(crate) fn replicaof(node: &Node, leader: &Node) -> String {
+    let port = leader.ports.listen.port().to_string();
+    node.client().call(&["REPLICAOF", "127.0.0.1", &port]).text()
+}
+
+/// What ROLE, INFO, /status, /leader, /follower and the metric say must agree.
+#[track_caller]
+pub(crate) fn assert_leads(node: &Node, leads: bool) {
+    let Reply::Array(role) = node.client().call(&["ROLE"]) else { panic!("ROLE is an array") };
+    assert_eq!(role[0].text(), if leads { "master" } else { "slave" });
+    assert_eq!(info(node, "role"), role[0].text());
+    assert_eq!(node.status()["role"], if leads { "leader" } else { "follower" });
+    assert_eq!(node.metric("slotstream_is_leader"), f64::from(u8::from(leads)));
+    assert_eq!(node.get("/leader").0, if leads { 200 } else { 503 });
+    let written = node.client().call(&["SET", "who-leads", "x"]).text();
+    if leads {
+        assert_eq!(written, "OK");
+    } else {
+        assert_eq!(written, "READONLY You can't write against a read only replica.");
+    }
+}
+
+#[test]
+fn roles_go_round_and_every_node_ends_up_equal() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let [a, b, c] = ["a", "b", "c"].map(|name| directory.path().join(name));
+    let mut first = Node::leader(&a, SIZES);
+    let mut second = Node::follower(&b, &first, &[]);
+    let mut third = Node::follower(&c, &first, &[]);
+    set(&first, 0..50, "one");
+    wait_in_sync(&first, &second);
+    wait_in_sync(&first, &third);
+
+    // A -> B: the follower is promoted, the old leader follows it, the other follower is sent there.
+    assert_eq!(second.client().call(&["REPLICAOF", "NO", "ONE"]).text(), "OK");
+    assert_leads(&second, true);
+    assert_eq!(replicaof(&first, &second), "OK");
+    assert_eq!(replicaof(&first, &second), "OK Already connected to specified master");
+    assert_leads(&first, false);
+    assert_eq!(info(&first, "master_port"), second.ports.listen.port().to_string());
+    set(&second, 50..100, "two");
+    wait_in_sync(&second, &first);
+    wait_until("the other follower follows the new leader", PATIENCE, || {
+        info(&third, "master_port") == second.ports.listen.port().to_string()
+    });
+    wait_in_sync(&second, &third);
+
+    // B -> A.
+    assert_eq!(first.client().call(&["SLAVEOF", "no", "one"]).text(), "OK");
+    assert_eq!(first.client().call(&["REPLICAOF", "NO", "ONE"]).text(), "OK", "it leads already");
+    assert_eq!(replicaof(&second, &first), "OK");
+    set(&first, 100..150, "three");
+    wait_in_sync(&first, &second);
+    wait_until("the other follower is back", PATIENCE, || {
+        info(&third, "master_port") == first.ports.listen.port().to_string()
+    });
+    wait_in_sync(&first, &third);
+    assert_leads(&first, true);
+    assert_leads(&second, false);
+    assert_eq!(first.metric("slotstream_epoch"), 3.0);
+    assert_eq!(first.metric("slotstream_role_changes_total"), 2.0);
+    for node in [&first, &second, &third] {
+        assert_eq!(
+            node.metric("slotstream_full_scans_total"),
+            if node.pid() == first.pid() { 4.0 } else { 0.0 }
+        );
+    }
+    wait_in_sync(&first, &second);
+    wait_in_sync(&first, &third);
+    for node in [&mut third, &mut second, &mut first] {
+        assert!(node.terminate().0.success());
+    }
+    assert_equal(&a, &b);
+    assert_equal(&a, &c);
+}
+
+#[test]
+fn a_role_given_at_run_time_outlives_a_restart_until_the_arguments_change() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let [a, b] = ["a", "b"].map(|name| directory.path().join(name));
+    let mut first = Node::leader(&a, SIZES);
+    let mut second = Node::follower(&b, &first, &[]);
+    set(&first, 0..20, "x");
+    wait_in_sync(&first, &second);
+    assert_eq!(second.client().call(&["REPLICAOF", "NO", "ONE"]).text(), "OK");
+    assert_eq!(replicaof(&first, &second), "OK");
+    wait_in_sync(&second, &first);
+    // Both as machines that come back with the arguments they always had; one by a kill.
+    first.kill();
+    assert!(second.terminate().0.success());
+    first.restart();
+    second.restart();
+    assert_leads(&second, true);
+    wait_in_sync(&second, &first);
+    assert_leads(&first, false);
+    // Somebody changes the arguments: they count again.
+    assert!(first.terminate().0.success());
+    assert!(second.terminate().0.success());
+    let refused = crate::harness::run(&[
+        "leader",
+        "--data-dir",
+        a.to_str().expect("utf-8"),
+        "--listen",
+        "127.0.0.1:0",
+        "--http-listen",
+        "127.0.0.1:0",
+        "--replication-listen",
+        "127.0.0.1:0",
+        "--promote",
+        "--shard-count",
+        "3",
+    ]);
+    assert!(stderr(&refused).contains("--shard-count"), "{}", stderr(&refused));
+    let first = Node::leader(&a, &["--promote"]);
+    assert_leads(&first, true);
+    assert_eq!(first.client().call(&["GET", "key-7"]).text(), "x");
+}
+
+#[test]
+fn a_node_that_cannot_be_followed_changes_nothing() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let [a, b, c] = ["a", "b", "c"].map(|name| directory.path().join(name));
+    let leader = Node::leader(&a, SIZES);
+    let follower = Node::follower(&b, &leader, &[]);
+    let stranger = Node::leader(&c, SIZES);
+    set(&leader, 0..10, "x");
+    wait_in_sync(&leader, &follower);
+    let order = |port: u16| leader.client().call(&["REPLICAOF", "127.0.0.1", &port.to_string()]).text();
+
+    let other_protocol = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let other_port = other_protocol.local_addr().expect("address").port();
+    let http = std::thread::spawn(move || {
+        let (mut stream, _) = other_protocol.accept().expect("accepts");
+        stream.read(&mut [0; 100]).expect("reads");
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").expect("writes");
+    });
+    let closed = TcpListener::bind("127.0.0.1:0").expect("binds").local_addr().expect("address").port();
+    for (port, wanted) in [
+        (other_port, "does not speak RESP"),
+        (closed, "refused"),
+        (leader.ports.listen.port(), "is this node itself"),
+        (follower.ports.listen.port(), "let it lead first"),
+        (leader.replication().port(), "127.0.0.1:"),
+        (leader.ports.http_listen.port(), "does not speak RESP"),
+        (stranger.ports.listen.port(), "this directory holds store"),
+    ] {
+        let reply = order(port);
+        assert!(reply.starts_with("ERR ") && reply.contains(wanted), "{wanted}: {reply}");
+        assert_leads(&leader, true);
+    }
+    http.join().expect("no panic");
+    for (words, wanted) in [
+        (&["REPLICAOF", "127.0.0.1", "70000"][..], "ERR Invalid master port"),
+        (&["REPLICAOF", "127.0.0.1", "x"], "ERR value is not an integer or out of range"),
+        (&["REPLICAOF", "no"], "ERR wrong number of arguments for 'replicaof' command"),
+        (&["FAILOVER", "ABORT"], "ERR No failover in progress."),
+        (&["FAILOVER", "TO", "127.0.0.1"], "ERR syntax error"),
+        (&["FAILOVER", "TIMEOUT", "0"], "ERR FAILOVER timeout must be greater than 0"),
+    ] {
+        assert_eq!(leader.client().call(words).text(), wanted);
+    }
+    let reply = follower.client().call(&["FAILOVER"]).text();
+    assert_eq!(reply, "ERR FAILOVER is not valid when server is a replica.");
+    assert_eq!(stranger.client().call(&["FAILOVER"]).text(), "ERR FAILOVER requires connected replicas.");
+    wait_in_sync(&leader, &follower);
+}
+
+#[test]
+fn a_follower_that_lacks_a_shard_does_not_lead() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let leader = Node::leader(&directory.path().join("a"), SIZES);
+    let follower = Node::follower(&directory.path().join("b"), &leader, &["--shards", "1"]);
+    set(&leader, 0..20, "x");
+    wait_in_sync(&leader, &follower);
+    let reply = follower.client().call(&["REPLICAOF", "NO", "ONE"]).text();
+    assert_eq!(reply, "ERR this node cannot lead: shard 0 was never in sync with a leader");
+    wait_in_sync(&leader, &follower);
+    let port = follower.ports.listen.port().to_string();
+    assert_eq!(leader.client().call(&["FAILOVER", "TO", "127.0.0.1", &port, "TIMEOUT", "300"]).text(), "OK");
+    wait_until("the hand-over is given up", PATIENCE, || {
+        info(&leader, "master_failover_state") == "no-failover"
+    });
+    let ended = info(&leader, "slotstream_last_failover");
+    assert!(ended.contains("no link for shard 0"), "{ended}");
+    assert_leads(&leader, true);
+}
+
+/// What Redis Sentinel sends to the follower that it promotes, and to the others.
+#[test]
+fn a_sentinels_transaction_changes_the_role() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let [a, b] = ["a", "b"].map(|name| directory.path().join(name));
+    let first = Node::leader(&a, SIZES);
+    let second = Node::follower(&b, &first, &[]);
+    set(&first, 0..10, "x");
+    wait_in_sync(&first, &second);
+    let transaction = |node: &Node, order: &[&str]| {
+        let mut client = node.client();
+        assert_eq!(client.call(&["MULTI"]).text(), "OK");
+        for words in [order, &["CONFIG", "REWRITE"]] {
+            assert_eq!(client.call(words).text(), "QUEUED");
+        }
+        let Reply::Array(replies) = client.call(&["EXEC"]) else { panic!("EXEC is an array") };
+        replies.iter().map(Reply::text).collect::<Vec<_>>()
+    };
+    assert_eq!(transaction(&second, &["SLAVEOF", "NO", "ONE"]), ["OK", "OK"]);
+    assert_leads(&second, true);
+    let port = second.ports.listen.port().to_string();
+    assert_eq!(transaction(&first, &["SLAVEOF", "127.0.0.1", &port]), ["OK", "OK"]);
+    wait_in_sync(&second, &first);
+    assert_leads(&first, false);
+}

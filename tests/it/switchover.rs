@@ -1,0 +1,1 @@
+//! A leader hands over to a follower under load.
