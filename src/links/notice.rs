@@ -13,11 +13,6 @@ pub enum Notice {
         /// Where that one takes followers.
         leader: String,
     },
-    /// A leader's: a peer has seen a newer epoch, so somebody else leads now.
-    Superseded {
-        /// That epoch.
-        epoch: u64,
-    },
 }
 
 /// The way from links to their node.

@@ -119,7 +119,6 @@ impl Roles {
             match inbox.recv_timeout(LOOK_INTERVAL) {
                 Ok(Event::Order(order, answer)) => self.obey(order, answer)?,
                 Ok(Event::Notice(Notice::Moved { leader })) => self.move_to(leader)?,
-                Ok(Event::Notice(Notice::Superseded { epoch })) => self.superseded(epoch),
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -281,18 +280,6 @@ impl Roles {
             info = found;
         }
         self.move_to(format!("{host}:{}", info.replication_port))
-    }
-
-    /// Somebody else leads in a newer epoch: writes that were taken here from now on would be lost.
-    fn superseded(&mut self, epoch: u64) {
-        if self.leader().is_some() || self.parts.store.is_read_only() {
-            return;
-        }
-        self.parts.store.stop_writes();
-        tracing::error!(
-            epoch,
-            "a follower knows a newer epoch: another node leads; writes are refused from now on"
-        );
     }
 
     fn hand_over(&mut self, mut switchover: Switchover, timeout: Duration) -> anyhow::Result<()> {

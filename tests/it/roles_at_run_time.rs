@@ -156,7 +156,7 @@ fn a_node_that_cannot_be_followed_changes_nothing() {
     let other_port = other_protocol.local_addr().expect("address").port();
     let http = std::thread::spawn(move || {
         let (mut stream, _) = other_protocol.accept().expect("accepts");
-        stream.read(&mut [0; 100]).expect("reads");
+        stream.read_exact(&mut [0; 10]).expect("reads");
         stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").expect("writes");
     });
     let closed = TcpListener::bind("127.0.0.1:0").expect("binds").local_addr().expect("address").port();

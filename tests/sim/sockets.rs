@@ -251,15 +251,18 @@ fn another_stores_follower_is_refused_and_keeps_its_data() {
 
 /// A former leader's data once passed for an empty follower's: what it had of its own stayed for good.
 #[test]
-fn a_store_that_has_led_does_not_follow() {
+fn a_store_that_has_led_follows_if_its_leader_has_all_of_it() {
     let store_l = store(geometry(1), None);
     let leader = start_leader(&store_l, leader::Options::default());
-    let store_f = store(geometry(1), Some(store_l.store_id()));
-    put(&store_f, 5, 5);
-    let address = leader.address().to_string();
-    let refused = Follower::start(store_f, address, follower::Options::default(), Links::new(), Stop::new());
-    let refused = refused.map(|_| ()).unwrap_err().to_string();
-    assert!(refused.contains("this store has led: its shard 0 is at seq"), "{refused}");
+    let ahead = store(geometry(1), Some(store_l.store_id()));
+    put(&ahead, 5, 5);
+    let follower = start_follower(&ahead, leader.address(), follower::Options::default());
+    wait_until("the link is refused", || {
+        follower.links.all().iter().all(|cell| cell.phase() == Phase::Refused)
+    });
+    assert_eq!(leader.links.totals.full_scans.load(Ordering::Relaxed), 0);
+    let followed = images(&ahead, ShardIndex(0));
+    assert!(!followed.is_empty(), "it keeps its data");
 }
 
 #[test]
