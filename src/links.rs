@@ -1,22 +1,26 @@
 //! What every replication link reports about itself, for whoever asks from outside.
 //!
 //! A link writes plain atomics as it goes; INFO, ROLE, WAIT, `/status` and `/metrics` read them.
-//! Values are pushed here from above and never fetched from above.
+//! Values are pushed here from above and never fetched from above. [`waiting`] wakes who waits for them,
+//! [`lag`] keeps what turns seqs into time.
 
 mod lag;
 mod notice;
+mod waiting;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering, fence};
-use std::task::Waker;
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU16, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::Serialize;
 use uuid::Uuid;
 
-pub use self::lag::LagSamples;
+pub use self::lag::{ClockOffset, Heads, LagSamples};
 pub use self::notice::{Notice, Notices};
+pub use self::waiting::Wait;
+use crate::clock::Now;
 use crate::slot::{Seq, ShardIndex};
 
 /// What a link is doing.
@@ -28,16 +32,18 @@ pub enum Phase {
     Connecting = 0,
     /// Hello was sent, the answer is due.
     Handshake = 1,
+    /// Leader: as many scans as may be are under way; this one waits for its turn.
+    Queued = 2,
     /// Phase 1: slots are sent under Ack flow control.
-    Scan = 2,
+    Scan = 3,
     /// The scan is through; the stream has not yet reached the last seq that the scan carried.
-    CatchUp = 3,
+    CatchUp = 4,
     /// Phase 2: the ring is streamed; the follower's state is a prefix of the leader's.
-    Stream = 4,
+    Stream = 5,
     /// The leader refused, or was refused; see the link's reason.
-    Refused = 5,
+    Refused = 6,
     /// The link has ended.
-    Closed = 6,
+    Closed = 7,
 }
 
 impl Phase {
@@ -47,6 +53,7 @@ impl Phase {
         match self {
             Self::Connecting => "connecting",
             Self::Handshake => "handshake",
+            Self::Queued => "queued",
             Self::Scan => "scan",
             Self::CatchUp => "catch_up",
             Self::Stream => "stream",
@@ -59,13 +66,44 @@ impl Phase {
         match byte {
             0 => Self::Connecting,
             1 => Self::Handshake,
-            2 => Self::Scan,
-            3 => Self::CatchUp,
-            4 => Self::Stream,
-            5 => Self::Refused,
+            2 => Self::Queued,
+            3 => Self::Scan,
+            4 => Self::CatchUp,
+            5 => Self::Stream,
+            6 => Self::Refused,
             _ => Self::Closed,
         }
     }
+}
+
+impl Phase {
+    /// Whether there is a connection that has got past its Hello.
+    #[must_use]
+    pub fn is_connected(self) -> bool {
+        matches!(self, Self::Queued | Self::Scan | Self::CatchUp | Self::Stream)
+    }
+}
+
+/// How sure a change is to be on a follower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// The follower has it. (This version's followers apply what they receive before they say so.)
+    Received,
+    /// The follower has applied it: its readers see it.
+    Applied,
+}
+
+/// How far a link is behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Lag {
+    /// Changes that the follower lacks.
+    pub records: u64,
+    /// About what a delta would have to send: those changes, but no slot twice, at the mean size of the
+    /// records that the link has carried.
+    pub bytes: u64,
+    /// Age of the follower's state: for how long the leader's head has been another; 0 when caught up.
+    pub ms: u64,
 }
 
 /// One link's figures. The leader keeps one per connected (shard, follower), a follower one per shard.
@@ -84,10 +122,12 @@ pub struct LinkCell {
     phase: AtomicU8,
     /// Why the link is where it is: the last refusal or disconnect; empty when all is well.
     pub reason: Mutex<String>,
-    /// Leader: last seq sent. Follower: the leader's head as last heard.
+    /// Leader: the shard's head as last looked at. Follower: the leader's head as last heard.
     pub head_seq: AtomicU64,
     /// Leader: last seq the follower acknowledged as applied. Follower: its watermark.
     pub applied_seq: AtomicU64,
+    /// Leader: last seq the follower acknowledged as received.
+    pub received_seq: AtomicU64,
     /// The scan's `since`; meaningful in phase scan.
     pub scan_since: AtomicU64,
     /// How many slots the scan under way or last ended has looked at.
@@ -96,12 +136,16 @@ pub struct LinkCell {
     pub scan_slots_total: AtomicU64,
     /// Payload bytes sent (leader) or received (follower) on this link.
     pub bytes: AtomicU64,
+    /// Records in those.
+    pub records: AtomicU64,
     /// Ring capacity in bytes; 0 on a follower.
     pub ring_capacity: AtomicU64,
     /// Ring bytes waiting; 0 on a follower.
     pub ring_used: AtomicU64,
-    /// How far behind, in milliseconds of the leader's clock.
-    pub lag_ms: AtomicU64,
+    /// What to add to this node's monotonic milliseconds to get the clock that [`Links::heads`] is in.
+    pub clock_offset_ms: AtomicI64,
+    /// For how long nothing new of the head may be heard before that is lag. Zero on a leader, who knows it.
+    pub silence_ms_max: AtomicU64,
     /// Unix time in milliseconds of the last byte received on this link.
     pub last_io_unix_ms: AtomicU64,
 }
@@ -120,13 +164,16 @@ impl LinkCell {
             reason: Mutex::new(String::new()),
             head_seq: AtomicU64::new(0),
             applied_seq: AtomicU64::new(0),
+            received_seq: AtomicU64::new(0),
             scan_since: AtomicU64::new(0),
             scan_slots: AtomicU64::new(0),
             scan_slots_total: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            records: AtomicU64::new(0),
             ring_capacity: AtomicU64::new(0),
             ring_used: AtomicU64::new(0),
-            lag_ms: AtomicU64::new(0),
+            clock_offset_ms: AtomicI64::new(0),
+            silence_ms_max: AtomicU64::new(0),
             last_io_unix_ms: AtomicU64::new(0),
         })
     }
@@ -140,6 +187,20 @@ impl LinkCell {
     /// Publishes what the link is doing.
     pub fn set_phase(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// Counts what was sent, or received.
+    pub fn carried(&self, records: u64, bytes: usize) {
+        self.records.fetch_add(records, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn has(&self, level: Level, seq: Seq) -> bool {
+        let reached = match level {
+            Level::Received => &self.received_seq,
+            Level::Applied => &self.applied_seq,
+        };
+        self.phase().is_connected() && reached.load(Ordering::Relaxed) >= seq.0
     }
 }
 
@@ -180,8 +241,11 @@ pub struct Totals {
 /// All links of a node, and the totals.
 #[derive(Debug, Default)]
 pub struct Links {
+    /// By follower and shard.
     cells: Mutex<Vec<Arc<LinkCell>>>,
-    ack_waiters: AckWaiters,
+    waiters: waiting::Waiters,
+    /// When which shard's head was where.
+    pub heads: Heads,
     /// What links tell their node.
     pub notices: Notices,
     /// Totals since the process started.
@@ -197,7 +261,15 @@ impl Links {
 
     /// Shows a link to the outside until [`Links::remove`].
     pub fn add(&self, cell: Arc<LinkCell>) {
-        self.cells.lock().push(cell);
+        let shard = cell.shard;
+        {
+            let mut cells = self.cells.lock();
+            let key = |cell: &LinkCell| (cell.follower, cell.shard);
+            let place = cells.partition_point(|other| key(other) <= key(&cell));
+            cells.insert(place, cell);
+        }
+        // It may be where somebody waits for it already: its follower lost the link before its last Ack.
+        self.waiters.began(shard);
     }
 
     /// Takes a link's series away.
@@ -205,72 +277,114 @@ impl Links {
         self.cells.lock().retain(|other| !Arc::ptr_eq(other, cell));
     }
 
-    /// All links as they are now.
+    /// All links as they are now, by follower and shard.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<LinkCell>> {
         self.cells.lock().clone()
     }
 
-    /// Leader: how many followers have applied everything of the shard up to `seq`. A follower that
-    /// has two links (it came back before its old one timed out) counts once.
+    /// Leader: how many followers have all of these seqs, each in its shard. With none named, the
+    /// followers that are connected. A follower counts once, however many links it has to a shard (it may
+    /// be back before its old link timed out), and whatever other shards it carries or does not.
+    #[must_use]
+    pub fn holders(&self, level: Level, needed: &[(ShardIndex, Seq)]) -> usize {
+        let cells = self.cells.lock();
+        let has = |links: &[Arc<LinkCell>], (shard, seq): (ShardIndex, Seq)| {
+            let first = links.partition_point(|cell| cell.shard < shard.0);
+            let mut of_shard = links[first..].iter().take_while(|cell| cell.shard == shard.0);
+            of_shard.any(|cell| cell.has(level, seq))
+        };
+        cells
+            .chunk_by(|a, b| a.follower == b.follower)
+            .filter(|links| links.iter().any(|cell| cell.phase().is_connected()))
+            .filter(|links| needed.iter().all(|needed| has(links, *needed)))
+            .count()
+    }
+
+    /// Leader: how many followers have applied everything of the shard up to `seq`.
     #[must_use]
     pub fn acked(&self, shard: ShardIndex, seq: Seq) -> usize {
+        self.holders(Level::Applied, &[(shard, seq)])
+    }
+
+    /// Leader: how many followers are at most `lag_max` behind in a shard whose head is `head`.
+    #[must_use]
+    pub fn near(&self, shard: ShardIndex, head: Seq, lag_max: Duration, now: Now) -> usize {
         let cells = self.cells.lock();
-        let has_acked = |cell: &LinkCell| {
+        let is_near = |cell: &LinkCell| {
+            let applied = cell.applied_seq.load(Ordering::Relaxed);
             cell.shard == shard.0
-                && cell.phase() != Phase::Closed
-                && cell.applied_seq.load(Ordering::Relaxed) >= seq.0
+                && cell.phase().is_connected()
+                // One in its first scan has nothing, however young the store is.
+                && (applied > 0 || applied == head.0)
+                && u128::from(self.age_ms(cell, head, now)) <= lag_max.as_millis()
         };
-        let is_repeated = |at: usize| {
-            cells[..at].iter().any(|other| other.follower == cells[at].follower && has_acked(other))
-        };
-        (0..cells.len()).filter(|&at| has_acked(&cells[at]) && !is_repeated(at)).count()
+        cells
+            .chunk_by(|a, b| a.follower == b.follower)
+            .filter(|links| links.iter().any(|cell| is_near(cell)))
+            .count()
     }
 
-    /// Calls `waker` once, at the next Ack that moves a follower forward (or at once, if one just
-    /// did). To wait for a condition: register, then look at [`Links::acked`], then wait; repeat.
-    ///
-    /// Cost: with nobody waiting, an Ack pays a fence and a load. With waiters, each Ack wakes all of
-    /// them, and each looks for itself; an Ack covers a whole round of records, so there are few.
-    pub fn on_ack(&self, waker: Waker) {
-        self.ack_waiters.add(waker);
+    /// Follower: whether the shard's link streams. Then its state is one that its leader had, also while a
+    /// batch of the stream is being applied.
+    #[must_use]
+    pub fn streams(&self, shard: ShardIndex) -> bool {
+        self.cells.lock().iter().any(|cell| cell.shard == shard.0 && cell.phase() == Phase::Stream)
     }
 
-    /// Leader's links: a follower's `applied_seq` has moved.
-    pub(crate) fn notify_ack(&self) {
-        self.ack_waiters.wake_all();
-    }
-}
-
-/// Who waits for Acks.
-#[derive(Debug, Default)]
-struct AckWaiters {
-    is_any: AtomicBool,
-    wakers: Mutex<Vec<Waker>>,
-}
-
-impl AckWaiters {
-    fn add(&self, waker: Waker) {
-        self.wakers.lock().push(waker);
-        self.is_any.store(true, Ordering::Relaxed);
-        // Pairs with the fence in `wake_all`: either the link sees the flag, or the caller, who looks
-        // at the figures after this, sees what the link stored before it looked at the flag.
-        fence(Ordering::SeqCst);
+    /// A wait until `look` finds what it looks for: it is asked at once, and again whenever a link of one
+    /// of these shards passes the seq named with it (with none named: whenever a link begins). The wait is
+    /// a future, and [`Wait::block`] waits in a thread.
+    pub fn wait<T, F: FnMut(&Self) -> Option<T> + Unpin>(
+        self: &Arc<Self>,
+        targets: Vec<(ShardIndex, Seq)>,
+        look: F,
+    ) -> Wait<F> {
+        Wait::new(Arc::clone(self), targets, look)
     }
 
-    fn wake_all(&self) {
-        fence(Ordering::SeqCst);
-        if !self.is_any.load(Ordering::Relaxed) {
-            return;
+    /// A link went from one seq to another.
+    pub(crate) fn passed(&self, cell: &LinkCell, from: Seq, to: Seq) {
+        self.waiters.passed(cell.shard, from, to);
+    }
+
+    /// Something other than its seq has changed for a link, which may end a wait.
+    pub(crate) fn changed(&self, cell: &LinkCell) {
+        self.waiters.began(cell.shard);
+    }
+
+    /// How far a link is behind. `head` is the shard's head where it is known better than the link knows
+    /// it (a leader's); `slots` what a scan has to look at, and `record_bytes_max` the size of a record where
+    /// the link has carried none.
+    #[must_use]
+    pub fn lag(&self, cell: &LinkCell, head: Seq, slots: u64, record_bytes_max: u64, now: Now) -> Lag {
+        let records = head.0.saturating_sub(cell.applied_seq.load(Ordering::Relaxed));
+        let (carried, bytes) = (cell.records.load(Ordering::Relaxed), cell.bytes.load(Ordering::Relaxed));
+        let record_bytes = bytes.checked_div(carried).unwrap_or(record_bytes_max);
+        let ms = self.age_ms(cell, head, now);
+        Lag { records, bytes: records.min(slots.max(1)).saturating_mul(record_bytes), ms }
+    }
+
+    fn age_ms(&self, cell: &LinkCell, head: Seq, now: Now) -> u64 {
+        let applied = Seq(cell.applied_seq.load(Ordering::Relaxed));
+        let silence_ms_max = cell.silence_ms_max.load(Ordering::Relaxed);
+        if applied >= head && silence_ms_max == 0 {
+            return 0;
         }
-        let wakers = {
-            let mut wakers = self.wakers.lock();
-            // Under the lock, so that a waker added later sets the flag later.
-            self.is_any.store(false, Ordering::Relaxed);
-            std::mem::take(&mut *wakers)
-        };
-        for waker in wakers {
-            waker.wake();
-        }
+        let offset = cell.clock_offset_ms.load(Ordering::Relaxed);
+        let now_ms = monotonic_ms(now).saturating_add_signed(offset);
+        // Nothing known: as old as this process at least.
+        let at_ms = self.heads.time_at(ShardIndex(cell.shard), applied).unwrap_or_default();
+        let age_ms = now_ms.saturating_sub(at_ms);
+        if applied >= head && age_ms <= silence_ms_max { 0 } else { age_ms }
     }
 }
+
+/// Monotonic time in the unit that figures are in.
+#[must_use]
+pub fn monotonic_ms(now: Now) -> u64 {
+    u64::try_from(now.monotonic.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -43,8 +43,10 @@ metrics! {
     SWITCHOVER_PAUSE_SECONDS = Gauge "switchover_pause_seconds", "How long this node's last hand-over held writes back.";
 
     CONNECTED_FOLLOWERS = Gauge "connected_followers", "Followers by the state of their slowest link.";
-    FOLLOWER_LAG_SECONDS = Gauge "follower_lag_seconds", "How far a follower's shard is behind; the phase says whether it has ever caught up.";
+    FOLLOWER_LAG_SECONDS = Gauge "follower_lag_seconds", "Age of a follower's shard, 0 when it has caught up; the phase says whether it ever has.";
     FOLLOWER_LAG_RECORDS = Gauge "follower_lag_records", "Changes that a follower's shard still lacks.";
+    FOLLOWER_LAG_BYTES = Gauge "follower_lag_bytes", "About what a delta would have to send to a follower's shard.";
+    SHARD_INCONSISTENT = Gauge "shard_inconsistent", "1 while a follower's shard is inside a scan or never was in sync.";
     FOLLOWER_ACKED_SEQ = Gauge "follower_acked_seq", "Last seq that a follower's shard has applied.";
     REPLICATION_SEQ = Gauge "replication_seq", "The leader's last seq of a shard; on a follower, as last heard.";
     REPLICATION_APPLIED_SEQ = Gauge "replication_applied_seq", "A follower's watermark of a shard.";

@@ -11,9 +11,9 @@ use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Now};
 use crate::counters::Counters;
-use crate::links::{LinkCell, Links, Phase};
+use crate::links::{Lag, LinkCell, Links, Phase};
 use crate::slot::{Seq, ShardIndex};
 use crate::stop::Stop;
 use crate::store::Store;
@@ -158,16 +158,16 @@ impl View {
         self.serving.get().map_or(&[], |serving| &serving.shards)
     }
 
-    /// Milliseconds since the Unix epoch.
+    /// The time.
     #[must_use]
-    pub fn unix_ms(&self) -> u64 {
-        self.clock.unix_ms()
+    pub fn now(&self) -> Now {
+        self.clock.now()
     }
 
     /// Everything, as of now.
     #[must_use]
     pub fn status(&self) -> Status {
-        let now = self.unix_ms();
+        let now = self.clock.now();
         let cells = self.links.all();
         let shards: Vec<ShardStatus> = self.serving.get().map_or_else(Vec::new, |serving| {
             serving
@@ -178,7 +178,7 @@ impl View {
         });
         let (role, leader) = self.standing.read().clone();
         let links = match role {
-            Role::Leader => cells.iter().map(|cell| LinkStatus::new(cell, now)).collect(),
+            Role::Leader => cells.iter().map(|cell| self.link(cell, now)).collect(),
             Role::Follower => Vec::new(),
         };
         let store = self.store();
@@ -213,12 +213,28 @@ impl View {
         self.serving.get().is_some() && !self.stop.is_set() && shards.iter().all(|shard| shard.ready)
     }
 
+    /// A link, as of now.
+    #[must_use]
+    pub fn link(&self, cell: &LinkCell, now: Now) -> LinkStatus {
+        let phase = cell.phase();
+        let store = self.store();
+        let stats = store.map(|store| store.stats(ShardIndex(cell.shard))).unwrap_or_default();
+        // Nobody knows a leader's head better than its store; a follower knows what it heard.
+        let head = Seq(match self.role() {
+            Role::Leader => stats.seq,
+            Role::Follower => cell.head_seq.load(Relaxed),
+        });
+        let record_bytes_max = store.map_or(0, |store| store.geometry().image_size_max());
+        let lag = self.links.lag(cell, head, stats.slots_formatted, record_bytes_max as u64, now);
+        LinkStatus::new(cell, phase, head, lag)
+    }
+
     fn shard_status(
         &self,
         store: &Store,
         shard: ShardIndex,
         cells: &[Arc<LinkCell>],
-        now: u64,
+        now: Now,
     ) -> ShardStatus {
         let stats = store.stats(shard);
         let base = ShardStatus {
@@ -230,7 +246,9 @@ impl View {
             applied_seq: stats.seq,
             leader_seq: stats.seq,
             lag_records: 0,
+            lag_bytes: 0,
             lag_seconds: 0.0,
+            inconsistent: false,
             ready: true,
             slots_used: stats.slots_used,
             slots_deleted: stats.slots_deleted,
@@ -241,23 +259,27 @@ impl View {
         if self.role() == Role::Leader {
             return base;
         }
-        let watermark = store.progress(shard).seq;
+        let (watermark, inconsistent) =
+            (store.progress(shard).seq, is_inconsistent(store, &self.links, shard));
         let Some(cell) = cells.iter().find(|cell| cell.shard == shard.0) else {
             return ShardStatus {
                 phase: Phase::Connecting.as_str().to_owned(),
                 applied_seq: watermark.0,
+                inconsistent,
                 ready: watermark > Seq::ZERO,
                 ..base
             };
         };
-        let link = LinkStatus::new(cell, now);
+        let link = self.link(cell, now);
         ShardStatus {
             phase: link.phase,
             reason: link.reason,
             applied_seq: link.applied_seq,
             leader_seq: link.head_seq,
             lag_records: link.lag_records,
+            lag_bytes: link.lag_bytes,
             lag_seconds: link.lag_seconds,
+            inconsistent,
             // Once in sync it may serve what it holds, leader or no leader; `/follower?max_lag=` asks for
             // more. One that is refused will not catch up by itself.
             ready: match cell.phase() {
@@ -336,8 +358,14 @@ pub struct ShardStatus {
     pub leader_seq: u64,
     /// Changes that the follower still lacks.
     pub lag_records: u64,
+    /// About what a delta would have to send.
+    #[serde(default)]
+    pub lag_bytes: u64,
     /// How old the state is, in seconds.
     pub lag_seconds: f64,
+    /// A follower's shard that is inside a scan, or never was in sync: its state is none that its leader had.
+    #[serde(default)]
+    pub inconsistent: bool,
     /// Whether this shard is fit to serve.
     pub ready: bool,
     /// Slots that hold a record.
@@ -376,13 +404,16 @@ pub struct LinkStatus {
     pub phase: String,
     /// Why; empty when all is well.
     pub reason: String,
-    /// Last seq sent (leader), leader's head as heard (follower).
+    /// The leader's head; on a follower as last heard.
     pub head_seq: u64,
     /// Last seq applied by the follower.
     pub applied_seq: u64,
     /// The difference of the two.
     pub lag_records: u64,
-    /// How far the follower is behind.
+    /// About what a delta would have to send.
+    #[serde(default)]
+    pub lag_bytes: u64,
+    /// How old the follower's state is, in seconds; 0 when it has caught up.
     pub lag_seconds: f64,
     /// Bytes a ring holds.
     pub ring_capacity: u64,
@@ -395,11 +426,7 @@ pub struct LinkStatus {
 }
 
 impl LinkStatus {
-    /// Reads a link's cell at `now_unix_ms`.
-    #[must_use]
-    pub fn new(cell: &LinkCell, now_unix_ms: u64) -> Self {
-        let phase = cell.phase();
-        let (head, applied) = (cell.head_seq.load(Relaxed), cell.applied_seq.load(Relaxed));
+    fn new(cell: &LinkCell, phase: Phase, head: Seq, lag: Lag) -> Self {
         let scan = (phase == Phase::Scan).then(|| ScanStatus {
             since: cell.scan_since.load(Relaxed),
             slots: cell.scan_slots.load(Relaxed),
@@ -411,10 +438,11 @@ impl LinkStatus {
             shard: cell.shard,
             phase: phase.as_str().to_owned(),
             reason: cell.reason.lock().clone(),
-            head_seq: head,
-            applied_seq: applied,
-            lag_records: head.saturating_sub(applied),
-            lag_seconds: lag_seconds(cell, phase, now_unix_ms),
+            head_seq: head.0,
+            applied_seq: cell.applied_seq.load(Relaxed),
+            lag_records: lag.records,
+            lag_bytes: lag.bytes,
+            lag_seconds: crate::units::float(lag.ms) / 1000.0,
             ring_capacity: cell.ring_capacity.load(Relaxed),
             ring_used: cell.ring_used.load(Relaxed),
             bytes: cell.bytes.load(Relaxed),
@@ -423,16 +451,8 @@ impl LinkStatus {
     }
 }
 
-/// The lag as the link measured it; a link that hears nothing falls behind by the time it has heard nothing.
-fn lag_seconds(cell: &LinkCell, phase: Phase, now_unix_ms: u64) -> f64 {
-    let measured = cell.lag_ms.load(Relaxed);
-    let heard = cell.last_io_unix_ms.load(Relaxed);
-    let silent = match phase {
-        Phase::Stream | Phase::CatchUp | Phase::Scan => 0,
-        Phase::Connecting | Phase::Handshake | Phase::Refused | Phase::Closed if heard == 0 => 0,
-        Phase::Connecting | Phase::Handshake | Phase::Refused | Phase::Closed => {
-            now_unix_ms.saturating_sub(heard)
-        }
-    };
-    crate::units::float(measured.max(silent)) / 1000.0
+/// Whether a follower's shard is inside a scan or never was in sync: its state is none that its leader had.
+#[must_use]
+pub fn is_inconsistent(store: &Store, links: &Links, shard: ShardIndex) -> bool {
+    !store.was_in_sync(shard) && !links.streams(shard)
 }

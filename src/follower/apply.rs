@@ -55,23 +55,23 @@ impl Applier {
         Ok(())
     }
 
-    /// Applies a batch of a scan.
+    /// Applies a batch of a scan; says how many records it held.
     pub(super) fn scan_batch(
         &mut self,
         store: &Store,
         totals: &Totals,
         records: &[u8],
-    ) -> Result<(), LinkError> {
+    ) -> Result<u64, LinkError> {
         if self.progress.consistent_at != Seq::MAX && !is_planted(Bug::ScanNotNoted) {
             self.set(store, Progress { consistent_at: Seq::MAX, ..self.progress });
         }
-        self.apply(store, totals, records)?;
+        let count = self.apply(store, totals, records)?;
         if is_planted(Bug::WatermarkTooEarly) {
             let last = Records::new(&store.geometry(), records).flatten().last();
             let seq = last.map_or(Seq::ZERO, |record| image_seq(record.image)).max(self.progress.seq);
             self.set(store, Progress { seq, ..self.progress });
         }
-        Ok(())
+        Ok(count)
     }
 
     /// The scan is through: everything up to `through` is held.
@@ -85,14 +85,14 @@ impl Applier {
         Ok(())
     }
 
-    /// Applies a batch of the stream; all of it is checked to follow the watermark before any of it
+    /// Applies a batch of the stream; says how many records it held. All of it is checked to follow the watermark before any of it
     /// is applied.
     pub(super) fn stream_batch(
         &mut self,
         store: &Store,
         totals: &Totals,
         records: &[u8],
-    ) -> Result<(), LinkError> {
+    ) -> Result<u64, LinkError> {
         let mut last = self.progress.seq;
         for record in Records::new(&store.geometry(), records) {
             // A record holds at least a slot header, or it is an error; so its seq is there.
@@ -108,17 +108,18 @@ impl Applier {
             let consistent_at = self.progress.consistent_at.max(last);
             self.set(store, Progress { consistent_at, ..self.progress });
         }
-        self.apply(store, totals, records)?;
+        let count = self.apply(store, totals, records)?;
         self.set(store, Progress { seq: last, ..self.progress });
-        Ok(())
+        Ok(count)
     }
 
-    fn apply(&self, store: &Store, totals: &Totals, records: &[u8]) -> Result<(), LinkError> {
+    /// How many records that were.
+    fn apply(&self, store: &Store, totals: &Totals, records: &[u8]) -> Result<u64, LinkError> {
         use std::sync::atomic::Ordering::Relaxed;
         let applied = store.apply(self.shard, records)?;
         totals.records_applied.fetch_add(applied.applied, Relaxed);
         totals.records_skipped.fetch_add(applied.skipped, Relaxed);
-        Ok(())
+        Ok(applied.applied + applied.skipped)
     }
 
     fn set(&mut self, store: &Store, progress: Progress) {

@@ -77,6 +77,8 @@ impl Lane {
         let watermark = env.store.progress(shard).seq;
         cell.applied_seq.store(watermark.0, Relaxed);
         cell.head_seq.store(watermark.0, Relaxed);
+        let silence_ms = options.heartbeat_interval.as_millis() * 2;
+        cell.silence_ms_max.store(u64::try_from(silence_ms).unwrap_or(u64::MAX), Relaxed);
         env.links.add(Arc::clone(&cell));
         let (high, low) = options.follower_id.as_u64_pair();
         let seed = high ^ low ^ u64::from(shard.0).wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -222,10 +224,13 @@ impl Lane {
             (&cell.head_seq, &old.head_seq),
             (&cell.applied_seq, &old.applied_seq),
             (&cell.bytes, &old.bytes),
+            (&cell.records, &old.records),
+            (&cell.silence_ms_max, &old.silence_ms_max),
             (&cell.last_io_unix_ms, &old.last_io_unix_ms),
         ] {
             new.store(old.load(Relaxed), Relaxed);
         }
+        cell.clock_offset_ms.store(old.clock_offset_ms.load(Relaxed), Relaxed);
         cell.leader_resp_port.store(old.leader_resp_port.load(Relaxed), Relaxed);
         cell.set_phase(old.phase());
         cell.reason.lock().clone_from(&old.reason.lock());

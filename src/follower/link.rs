@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use crate::clock::Now;
-use crate::links::{LagSamples, LinkCell, Links, Phase, Totals};
+use crate::links::{ClockOffset, LinkCell, Links, Phase, monotonic_ms};
 use crate::slot::{Geometry, Seq, ShardIndex, SlotIndex};
 use crate::store::{ApplyError, Store};
 use crate::wire::frame::{FLAG_SCAN, Frame, FrameDecoder, FrameError, Kind, PREAMBLE, Side};
@@ -231,9 +231,7 @@ enum State {
 #[derive(Debug, Default)]
 struct LeaderClock {
     head: Seq,
-    /// Add to our clock to get the leader's.
-    offset_ms: i64,
-    lag: LagSamples,
+    offset: ClockOffset,
 }
 
 impl Link {
@@ -338,7 +336,7 @@ impl Link {
         while let Some(frame) = self.decoder.next()? {
             self.core.handle(&frame, env)?;
         }
-        self.core.publish(env.now);
+        self.core.publish(env);
         Ok(if received == space_len { Done::More } else { Done::Nothing })
     }
 
@@ -380,9 +378,9 @@ impl Core {
                 self.scan_batch(frame.payload, env)?;
             }
             (State::Stream, Kind::SlotBatch) => {
-                self.applier.stream_batch(env.store, &env.links.totals, frame.payload)?;
+                let records = self.applier.stream_batch(env.store, &env.links.totals, frame.payload)?;
                 self.is_ack_due = true;
-                self.count_bytes(frame.payload.len());
+                self.cell.carried(records, frame.payload.len());
             }
             (State::Scan | State::Stream, Kind::ScanDone) => {
                 self.applier.scan_done(env.store, self.epoch, ScanDone::read(frame)?)?;
@@ -390,7 +388,7 @@ impl Core {
                 self.state = State::Stream;
             }
             (State::Scan | State::Stream, Kind::Heartbeat) => {
-                self.heartbeat(Heartbeat::read(frame)?, env.now, &env.links.totals);
+                self.heartbeat(Heartbeat::read(frame)?, env);
             }
             (State::Scan | State::Stream, kind) => return Err(LinkError::Unexpected { kind }),
         }
@@ -417,6 +415,10 @@ impl Core {
         self.leader.head = welcome.head;
         self.cell.reason.lock().clear();
         self.cell.leader_resp_port.store(welcome.resp_port, Relaxed);
+        let silence_ms = env.options.heartbeat_interval.as_millis().max(welcome.heartbeat_ms.into()) * 2;
+        self.cell.silence_ms_max.store(u64::try_from(silence_ms).unwrap_or(u64::MAX), Relaxed);
+        // Who waits for an epoch that this node had not heard of may have it now.
+        env.links.changed(&self.cell);
         self.cell.scan_since.store(welcome.since.0, Relaxed);
         self.cell.scan_slots_total.store(welcome.slots_formatted, Relaxed);
         self.cell.scan_slots.store(0, Relaxed);
@@ -427,12 +429,14 @@ impl Core {
         if self.state == State::Stream {
             // A ring of the leader overflowed: what it could not take comes as a scan.
             self.state = State::Scan;
+            // At once: readers may not want what the scan makes of the shard.
+            self.cell.set_phase(Phase::Scan);
             self.cell.scan_since.store(self.applier.watermark().0, Relaxed);
         }
-        self.applier.scan_batch(env.store, &env.links.totals, payload)?;
+        let records = self.applier.scan_batch(env.store, &env.links.totals, payload)?;
         self.scan_bytes += payload.len() as u64;
         self.is_ack_due = true;
-        self.count_bytes(payload.len());
+        self.cell.carried(records, payload.len());
         // Slots come in order, so the first one of a batch tells how far the scan is.
         if let Some(slot) = payload.first_chunk::<4>() {
             let slot = SlotIndex(u32::from_le_bytes(*slot));
@@ -441,22 +445,18 @@ impl Core {
         Ok(())
     }
 
-    fn count_bytes(&self, bytes: usize) {
-        self.cell.bytes.fetch_add(bytes as u64, Relaxed);
-    }
-
-    fn heartbeat(&mut self, heartbeat: Heartbeat, now: Now, totals: &Totals) {
-        totals.heartbeats_received.fetch_add(1, Relaxed);
+    fn heartbeat(&mut self, heartbeat: Heartbeat, env: Env<'_>) {
+        env.links.totals.heartbeats_received.fetch_add(1, Relaxed);
         self.leader.head = self.leader.head.max(heartbeat.seq);
-        self.leader.offset_ms = heartbeat.unix_ms.cast_signed().wrapping_sub(now.unix_ms.cast_signed());
-        self.leader.lag.sample(heartbeat.unix_ms, heartbeat.seq);
+        let offset_ms = self.leader.offset.heard(heartbeat.unix_ms, monotonic_ms(env.now));
+        self.cell.clock_offset_ms.store(offset_ms, Relaxed);
+        env.links.heads.sample(self.shard, heartbeat.unix_ms, heartbeat.seq);
     }
 
     fn push_heartbeat(&mut self, frames: &mut Vec<u8>, env: Env<'_>) {
         let heartbeat = Heartbeat { seq: self.applier.watermark(), unix_ms: env.now.unix_ms };
         heartbeat.push(frames, self.epoch);
         env.links.totals.heartbeats_sent.fetch_add(1, Relaxed);
-        self.publish_lag(env.now);
     }
 
     fn push_ack(&mut self, frames: &mut Vec<u8>) {
@@ -471,7 +471,7 @@ impl Core {
         self.is_ack_due = false;
     }
 
-    fn publish(&mut self, now: Now) {
+    fn publish(&mut self, env: Env<'_>) {
         let phase = match self.state {
             State::Handshake => Phase::Handshake,
             State::Scan => Phase::Scan,
@@ -479,17 +479,11 @@ impl Core {
             State::Stream => Phase::CatchUp,
         };
         self.cell.set_phase(phase);
-        self.cell.last_io_unix_ms.store(now.unix_ms, Relaxed);
-        self.publish_lag(now);
-    }
-
-    fn publish_lag(&mut self, now: Now) {
+        self.cell.last_io_unix_ms.store(env.now.unix_ms, Relaxed);
         let watermark = self.applier.watermark();
-        let head = self.leader.head.max(watermark);
-        let leader_now = now.unix_ms.saturating_add_signed(self.leader.offset_ms);
-        self.cell.head_seq.store(head.0, Relaxed);
-        self.cell.applied_seq.store(watermark.0, Relaxed);
-        self.cell.lag_ms.store(self.leader.lag.lag_ms(leader_now, watermark, head), Relaxed);
+        self.cell.head_seq.store(self.leader.head.max(watermark).0, Relaxed);
+        let before = Seq(self.cell.applied_seq.swap(watermark.0, Relaxed));
+        env.links.passed(&self.cell, before, watermark);
     }
 }
 

@@ -46,6 +46,7 @@ impl Follower {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         store.demote();
+        links.heads.clear();
         let mut shards =
             if options.shards.is_empty() { store.shards().collect() } else { options.shards.clone() };
         shards.sort_unstable();

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::counters::{Counters, LATENCY_BOUNDS_NS};
 use crate::links::{LinkCell, Phase, Totals};
 use crate::metrics as names;
-use crate::status::{Changes, LinkStatus, Role, View};
+use crate::status::{Changes, Role, View, is_inconsistent};
 use crate::store::Store;
 use crate::units::float;
 
@@ -122,6 +122,8 @@ fn publish_shards(view: &View, store: &Store) {
         } else {
             let watermark = store.progress(shard).seq.0;
             gauge!(names::REPLICATION_APPLIED_SEQ, "shard" => label.clone()).set(float(watermark));
+            let is_inconsistent = is_inconsistent(store, &view.links, shard);
+            gauge!(names::SHARD_INCONSISTENT, "shard" => label.clone()).set(f64::from(is_inconsistent));
         }
         gauge!(names::SLOTS_CAPACITY, "shard" => label.clone()).set(float(stats.slots_formatted));
         gauge!(names::SLOTS_USED, "shard" => label.clone()).set(float(stats.slots_used));
@@ -136,11 +138,11 @@ fn publish_shards(view: &View, store: &Store) {
 }
 
 fn publish_links(view: &View, cells: &[Arc<LinkCell>]) {
-    let now = view.unix_ms();
+    let now = view.now();
     let mut slowest: BTreeMap<Uuid, Phase> = BTreeMap::new();
     let mut scanning = 0;
     for cell in cells {
-        let link = LinkStatus::new(cell, now);
+        let link = view.link(cell, now);
         let phase = cell.phase();
         scanning += u64::from(phase == Phase::Scan);
         slowest
@@ -153,6 +155,7 @@ fn publish_links(view: &View, cells: &[Arc<LinkCell>]) {
             || [("follower", follower.clone()), ("shard", shard.clone()), ("phase", link.phase.clone())];
         gauge!(names::FOLLOWER_LAG_SECONDS, &lag_labels()).set(link.lag_seconds);
         gauge!(names::FOLLOWER_LAG_RECORDS, &lag_labels()).set(float(link.lag_records));
+        gauge!(names::FOLLOWER_LAG_BYTES, &lag_labels()).set(float(link.lag_bytes));
         gauge!(names::FOLLOWER_ACKED_SEQ, &labels()).set(float(link.applied_seq));
         if view.role() == Role::Leader {
             gauge!(names::RING_CAPACITY_BYTES, &labels()).set(float(link.ring_capacity));
@@ -167,7 +170,7 @@ fn publish_links(view: &View, cells: &[Arc<LinkCell>]) {
     }
     gauge!(names::SCAN_IN_PROGRESS).set(float(scanning));
     if view.role() == Role::Leader {
-        for state in [Phase::Handshake, Phase::Scan, Phase::CatchUp, Phase::Stream] {
+        for state in [Phase::Handshake, Phase::Queued, Phase::Scan, Phase::CatchUp, Phase::Stream] {
             let followers = slowest.values().filter(|phase| **phase == state).count();
             gauge!(names::CONNECTED_FOLLOWERS, "state" => state.as_str()).set(float(followers as u64));
         }

@@ -134,11 +134,12 @@ fn shard_state(shard: &ShardStatus) -> String {
         "stream" => "streaming",
         phase => phase,
     };
-    match &shard.scan {
+    let state = match &shard.scan {
         Some(scan) => format!("{phase} ({} of {} slots)", scan.slots, scan.slots_total),
         None if shard.reason.is_empty() => phase.to_owned(),
         None => format!("{phase} ({})", shard.reason),
-    }
+    };
+    if shard.inconsistent { format!("{state} inconsistent") } else { state }
 }
 
 fn follower(view: &View, max_lag: Option<&str>) -> Answer {

@@ -43,8 +43,18 @@ pub fn print(nodes: &[String], json: bool, out: &mut impl Write) -> io::Result<V
     Ok(if unreachable == 0 { Verdict::Good } else { Verdict::Bad })
 }
 
-const HEADER: [&str; 9] =
-    ["node", "role", "shard", "phase", "seq", "lag records", "lag seconds", "ring use", "records"];
+const HEADER: [&str; 10] = [
+    "node",
+    "role",
+    "shard",
+    "phase",
+    "seq",
+    "lag records",
+    "lag bytes",
+    "lag seconds",
+    "ring use",
+    "records",
+];
 
 /// The table: a row per shard, and under a leader's shard a row per link.
 pub fn table<'s>(statuses: impl Iterator<Item = &'s Status>) -> Table {
@@ -62,7 +72,7 @@ pub fn table<'s>(statuses: impl Iterator<Item = &'s Status>) -> Table {
             table.add_row([status.node.clone(), status.role.as_str().to_owned(), String::new(), state]);
         }
     }
-    for column in [2, 4, 5, 6, 7, 8] {
+    for column in [2, 4, 5, 6, 7, 8, 9] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -70,23 +80,24 @@ pub fn table<'s>(statuses: impl Iterator<Item = &'s Status>) -> Table {
     table
 }
 
-fn shard_row(status: &Status, shard: &ShardStatus) -> [String; 9] {
+fn shard_row(status: &Status, shard: &ShardStatus) -> [String; 10] {
     let follows = status.role == Role::Follower;
     let only = |text: String| if follows { text } else { "-".to_owned() };
     [
         status.node.clone(),
         status.role.as_str().to_owned(),
         shard.shard.to_string(),
-        phase(&shard.phase, shard.scan.as_ref()),
+        phase(&shard.phase, shard.scan.as_ref()) + if shard.inconsistent { ", inconsistent" } else { "" },
         shard.applied_seq.to_string(),
         only(shard.lag_records.to_string()),
+        only(units::bytes(shard.lag_bytes)),
         only(format!("{:.3}", shard.lag_seconds)),
         "-".to_owned(),
         shard.slots_used.to_string(),
     ]
 }
 
-fn link_row(link: &LinkStatus) -> [String; 9] {
+fn link_row(link: &LinkStatus) -> [String; 10] {
     let used = units::bytes(link.ring_used);
     [
         format!("  to {}", link.peer),
@@ -95,6 +106,7 @@ fn link_row(link: &LinkStatus) -> [String; 9] {
         phase(&link.phase, link.scan.as_ref()),
         link.applied_seq.to_string(),
         link.lag_records.to_string(),
+        units::bytes(link.lag_bytes),
         format!("{:.3}", link.lag_seconds),
         format!("{used} of {}", units::bytes(link.ring_capacity)),
         "-".to_owned(),

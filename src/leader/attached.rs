@@ -10,12 +10,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::links::{LagSamples, LinkCell, Links, Phase};
+use crate::links::{LinkCell, Links, Phase, monotonic_ms};
 use crate::planted::{Bug, is_planted};
 use crate::ring::RingReader;
 use crate::slot::image::RECORD_HEADER_SIZE;
 use crate::slot::{Seq, ShardIndex};
 use crate::wire::Transport;
+use crate::wire::frame::HEADER_SIZE;
 use crate::wire::message::{Ack, Heartbeat, Hello, ScanDone};
 
 use super::link::{Env, LinkError};
@@ -41,7 +42,6 @@ pub(super) struct Attached {
     /// The follower's state is a prefix of ours from here on; `Seq::MAX` during a scan.
     consistent_at: Seq,
     window: AckWindow,
-    lag: LagSamples,
     shown: Shown,
     _seat: Seat,
 }
@@ -103,14 +103,14 @@ impl Attached {
         let cell = LinkCell::new(hello.follower_id, peer, hello.resp_port, hello.shard);
         cell.set_phase(Phase::Scan);
         cell.ring_capacity.store(ring.capacity() as u64, Relaxed);
-        cell.head_seq.store(since.0, Relaxed);
+        cell.head_seq.store(through.0, Relaxed);
         cell.applied_seq.store(since.0, Relaxed);
+        cell.received_seq.store(since.0, Relaxed);
         cell.last_io_unix_ms.store(env.now.unix_ms, Relaxed);
         env.links.add(Arc::clone(&cell));
         let (follower, head) = (hello.follower_id, through.0);
         tracing::info!(shard = shard.0, %follower, %peer, since = since.0, head, "follower attached");
-        let mut lag = LagSamples::default();
-        lag.sample(env.now.unix_ms, through);
+        env.links.heads.sample(shard, monotonic_ms(env.now), through);
         Self {
             shard,
             epoch,
@@ -121,7 +121,6 @@ impl Attached {
             head_seen: through,
             consistent_at: Seq::MAX,
             window: AckWindow::default(),
-            lag,
             shown: Shown { cell, links: Arc::clone(env.links) },
             _seat: seat,
         }
@@ -177,12 +176,13 @@ impl Attached {
         let Flow::Scan(scan) = &mut self.flow else { return Ok(self.next_of_ring(env)) };
         let slots_before = scan.slots_sent();
         let step = scan.step(env.store, env.options, &mut self.window, self.epoch, out)?;
-        env.links.totals.scan_slots_sent.fetch_add(scan.slots_sent() - slots_before, Relaxed);
+        let slots = scan.slots_sent() - slots_before;
+        env.links.totals.scan_slots_sent.fetch_add(slots, Relaxed);
         scan.report(&self.shown.cell, env.now);
         match step {
             ScanStep::Batch => {
                 scan.publish(&self.shown.cell);
-                self.shown.cell.bytes.fetch_add(out.len() as u64, Relaxed);
+                self.shown.cell.carried(slots, out.len() - HEADER_SIZE);
                 Ok(Next::Frame)
             }
             ScanStep::Wait => Ok(Next::Nothing),
@@ -224,8 +224,7 @@ impl Attached {
             self.seq_sent = carried.seq_last;
             self.flow = Flow::Frame(frame);
             let cell = &self.shown.cell;
-            cell.head_seq.store(carried.seq_last.0, Relaxed);
-            cell.bytes.fetch_add(carried.payload_bytes as u64, Relaxed);
+            cell.carried(carried.records, carried.payload_bytes);
             env.links.totals.records_sent.fetch_add(carried.records, Relaxed);
             return Next::Frame;
         }
@@ -258,17 +257,17 @@ impl Attached {
             return Err(LinkError::AckSeq { found: ack.applied, acked: self.seq_acked, sent: self.seq_sent });
         }
         self.window.acked(ack.received_bytes)?;
-        let has_moved = ack.applied > self.seq_acked;
-        self.seq_acked = ack.applied;
+        let acked_before = std::mem::replace(&mut self.seq_acked, ack.applied);
         if ack.applied >= self.consistent_at && !matches!(self.flow, Flow::Scan(_)) {
             self.shown.cell.set_phase(Phase::Stream);
         }
-        self.shown.cell.applied_seq.store(self.seq_acked.0, Relaxed);
-        self.shown.cell.last_io_unix_ms.store(env.now.unix_ms, Relaxed);
-        self.publish_lag(env);
-        if has_moved {
-            env.links.notify_ack();
-        }
+        let cell = &self.shown.cell;
+        let received = ack.received.clamp(ack.applied, self.seq_sent);
+        let received_before = Seq(cell.received_seq.swap(received.0, Relaxed));
+        cell.applied_seq.store(self.seq_acked.0, Relaxed);
+        cell.last_io_unix_ms.store(env.now.unix_ms, Relaxed);
+        self.publish_head(env);
+        env.links.passed(&self.shown.cell, acked_before.min(received_before), received);
         Ok(())
     }
 
@@ -289,13 +288,12 @@ impl Attached {
     pub(super) fn publish(&mut self, env: Env<'_>) {
         self.head_seen = env.store.head(self.shard);
         self.shown.cell.ring_used.store(self.ring.used() as u64, Relaxed);
-        self.publish_lag(env);
+        self.publish_head(env);
     }
 
-    fn publish_lag(&mut self, env: Env<'_>) {
+    fn publish_head(&mut self, env: Env<'_>) {
         let head = self.head_seen.max(self.seq_sent);
-        self.lag.sample(env.now.unix_ms, head);
-        let lag_ms = self.lag.lag_ms(env.now.unix_ms, self.seq_acked, head);
-        self.shown.cell.lag_ms.store(lag_ms, Relaxed);
+        env.links.heads.sample(self.shard, monotonic_ms(env.now), head);
+        self.shown.cell.head_seq.store(head.0, Relaxed);
     }
 }

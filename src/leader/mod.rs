@@ -18,7 +18,7 @@ mod stream;
 use std::time::Duration;
 
 pub use link::{Env, Link, LinkError};
-pub use pool::Leader;
+pub use pool::{Leader, Unconfirmed};
 pub use registry::Registry;
 
 use crate::slot::Geometry;

@@ -26,9 +26,9 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use parking_lot::Mutex;
 
 use crate::clock::Now;
-use crate::links::Links;
+use crate::links::{Level, Links, monotonic_ms};
 use crate::ring::Sleeper;
-use crate::slot::ShardIndex;
+use crate::slot::{Seq, ShardIndex};
 use crate::stop::Stop;
 use crate::store::Store;
 
@@ -53,6 +53,9 @@ const RECEIVES_MAX: usize = 4;
 const ACCEPTS_MAX: usize = 64;
 /// How often a busy thread looks at deadlines and publishes figures.
 const PASS_INTERVAL: Duration = Duration::from_millis(100);
+/// How often thread 0 notes where every shard's head is, so that a follower that comes back after a while
+/// is known to be that old.
+const HEADS_INTERVAL: Duration = Duration::from_secs(1);
 /// How soon accepting is tried again after the system refused it.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// At most one log line about bad peers in this time.
@@ -65,6 +68,7 @@ const TOKEN_WAKER: Token = Token(usize::MAX);
 #[derive(Debug)]
 pub struct Leader {
     address: SocketAddr,
+    links: Arc<Links>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -79,18 +83,19 @@ impl Leader {
     ) -> io::Result<Self> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
+        links.heads.clear();
         let registry = Arc::new(Registry::new(
             store.geometry().shard_count,
             options.followers_per_shard_max,
             options.pending_max,
         ));
-        let shared = Shared { store, options, links, registry, stop };
+        let shared = Shared { store, options, links: Arc::clone(&links), registry, stop };
         let mut workers = (0..shared.options.threads.max(1))
             .map(|_| Worker::new(shared.clone()))
             .collect::<io::Result<Vec<_>>>()?;
         let doors: Vec<Door> = workers.iter().map(|worker| worker.door.clone()).collect();
         workers[0].listen(mio::net::TcpListener::from_std(listener), doors)?;
-        let mut leader = Self { address, threads: Vec::new() };
+        let mut leader = Self { address, links, threads: Vec::new() };
         for (number, worker) in workers.into_iter().enumerate() {
             let builder = std::thread::Builder::new().name(format!("repl-send-{number}"));
             leader.threads.push(builder.spawn(move || worker.run())?);
@@ -104,6 +109,39 @@ impl Leader {
         self.address
     }
 
+    /// Blocks until `followers` followers have a change of the shard, which [`Store::put`] names by its seq,
+    /// or the time is over; says how many have it.
+    ///
+    /// ```no_run
+    /// # fn wait(store: &slotstream::Store, leader: &slotstream::leader::Leader) -> Result<(), Box<dyn std::error::Error>> {
+    /// use slotstream::links::Level;
+    ///
+    /// let seq = store.put(b"hello", b"world")?;
+    /// leader.wait(store.shard_of(b"hello"), seq, Level::Applied, 1, std::time::Duration::from_millis(100))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn wait(
+        &self,
+        shard: ShardIndex,
+        seq: Seq,
+        level: Level,
+        followers: usize,
+        timeout: Duration,
+    ) -> Result<usize, Unconfirmed> {
+        let needed = [(shard, seq)];
+        let enough = move |links: &Links| {
+            let holders = links.holders(level, &needed);
+            (holders >= followers).then_some(holders)
+        };
+        self.links.wait(needed.to_vec(), enough).block(timeout).ok_or_else(|| Unconfirmed {
+            shard,
+            seq,
+            found: self.links.holders(level, &needed),
+            wanted: followers,
+        })
+    }
+
     /// Waits until all threads have ended; set the stop signal first.
     pub fn join(self) {
         for thread in self.threads {
@@ -112,6 +150,20 @@ impl Leader {
             }
         }
     }
+}
+
+/// Fewer followers than wanted have a change; the leader has it all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("seq {seq} of shard {shard} is on {found} followers, wanted {wanted}; it is applied here")]
+pub struct Unconfirmed {
+    /// The shard.
+    pub shard: ShardIndex,
+    /// The change.
+    pub seq: Seq,
+    /// Followers that have it.
+    pub found: usize,
+    /// Followers that should.
+    pub wanted: usize,
 }
 
 /// What all threads share.
@@ -146,6 +198,7 @@ struct Accepting {
     doors: Vec<Door>,
     accepted: usize,
     retry_at: Option<Duration>,
+    heads_at: Duration,
 }
 
 struct Worker {
@@ -200,7 +253,8 @@ impl Worker {
 
     fn listen(&mut self, mut listener: mio::net::TcpListener, doors: Vec<Door>) -> io::Result<()> {
         self.poll.registry().register(&mut listener, TOKEN_LISTENER, Interest::READABLE)?;
-        self.accepting = Some(Accepting { listener, doors, accepted: 0, retry_at: None });
+        self.accepting =
+            Some(Accepting { listener, doors, accepted: 0, retry_at: None, heads_at: Duration::ZERO });
         Ok(())
     }
 
@@ -304,6 +358,14 @@ impl Worker {
     /// Deadlines, heartbeats and figures of all links.
     fn pass(&mut self, now: Now) {
         let env = self.shared.env(&self.sleeper, now);
+        if let Some(accepting) =
+            self.accepting.as_mut().filter(|accepting| now.monotonic >= accepting.heads_at)
+        {
+            accepting.heads_at = crate::wire::next_beat(now.monotonic, HEADS_INTERVAL);
+            for shard in env.store.shards() {
+                env.links.heads.sample(shard, monotonic_ms(now), env.store.head(shard));
+            }
+        }
         for place in &mut self.connections {
             let Some(connection) = place else { continue };
             connection.is_send_due = true;
@@ -327,9 +389,11 @@ impl Worker {
             .flatten()
             .map(|connection| connection.link.deadline(&self.shared.options))
             .min();
-        let of_accepting = self.accepting.as_ref().and_then(|accepting| accepting.retry_at);
-        // With no link at all there is nothing to wait for but sockets and the stop signal.
-        of_links.into_iter().chain(of_accepting).min().unwrap_or(Duration::MAX / 2)
+        let of_accepting = self.accepting.as_ref();
+        let of_heads = of_accepting.map(|accepting| accepting.heads_at);
+        let of_retry = of_accepting.and_then(|accepting| accepting.retry_at);
+        // A thread without links has nothing to wait for but sockets and the stop signal.
+        of_links.into_iter().chain(of_retry).chain(of_heads).min().unwrap_or(Duration::MAX / 2)
     }
 
     fn has_ring_work(&self) -> bool {

@@ -14,8 +14,6 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Wake, Waker};
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -251,9 +249,7 @@ fn wait(
     deadline: Instant,
     lacks: impl Fn() -> Option<String>,
 ) -> Result<(), String> {
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     loop {
-        parts.links.on_ack(waker.clone());
         let Some(reason) = lacks() else { return Ok(()) };
         if abort.is_asked() {
             return Err("a client sent FAILOVER ABORT".to_owned());
@@ -262,14 +258,8 @@ fn wait(
         if left.is_zero() {
             return Err(format!("{reason} when the time was over"));
         }
-        std::thread::park_timeout(left.min(LOOK_INTERVAL));
-    }
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
+        // An Ack of a head wakes us; a phase is looked at now and then.
+        let heads = parts.store.shards().map(|shard| (shard, parts.store.head(shard))).collect();
+        parts.links.wait(heads, |_| lacks().is_none().then_some(())).block(left.min(LOOK_INTERVAL));
     }
 }

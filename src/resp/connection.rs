@@ -16,7 +16,6 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, Re
 use tokio::net::TcpStream;
 
 use super::command::{roles, wait};
-use super::number::Decimal;
 use super::session::Session;
 use super::turn::{CARRIED_SIZE_MAX, End, READ_SIZE, Scratch, Turn, Unfinished};
 use super::worker::Worker;
@@ -154,12 +153,11 @@ impl Connection {
     /// Waits for followers and answers; ends early if the client goes away.
     async fn wait(&mut self, request: wait::Request) -> io::Result<()> {
         let node = &self.worker.context.node;
+        // What a leader waits for never comes on a node that follows, and the other way round.
+        let of_follower = request.is_of_follower();
         let reply = tokio::select! {
-            applied = request.wait(&self.worker.context.links, &self.worker.bell) => {
-                [b":", Decimal::unsigned(applied as u64).as_bytes(), b"\r\n"].concat()
-            }
-            // Nobody acknowledges anything to a node that follows.
-            () = node.control.until(|| node.follows()) => UNBLOCKED.to_vec(),
+            () = node.control.until(|| node.follows() != of_follower) => UNBLOCKED.to_vec(),
+            reply = request.answer(&self.worker) => reply,
             error = gone(&self.stream) => return Err(error),
         };
         self.reply(&reply).await

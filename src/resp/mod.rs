@@ -6,6 +6,7 @@
 //! in what was read, one write ([`connection`]). Requests are parsed in place ([`parse`]), looked up
 //! in one table ([`table`]) and done by the functions in [`command`].
 
+mod bell;
 mod command;
 mod connection;
 mod context;

@@ -132,13 +132,25 @@ pub(super) struct Session {
     pub(super) info: Arc<ClientInfo>,
     pub(super) resp3: bool,
     pub(super) queue: Option<Box<Queue>>,
-    /// By shard, the seq at which this connection's last write lies; empty until it writes.
-    written: Vec<Seq>,
+    /// By shard, where this connection's last write lies; empty until it writes.
+    written: Vec<Written>,
+    /// [`Store::demotions`] when [`Session::written`] was begun.
+    demotions: u32,
+    /// How many changes it has made.
+    pub(super) writes: u64,
+}
+
+/// A connection's last write to a shard.
+#[derive(Debug, Clone, Copy)]
+struct Written {
+    epoch: u64,
+    /// Zero: none.
+    seq: Seq,
 }
 
 impl Session {
     pub(super) fn new(info: Arc<ClientInfo>) -> Self {
-        Self { info, resp3: false, queue: None, written: Vec::new() }
+        Self { info, resp3: false, queue: None, written: Vec::new(), demotions: 0, writes: 0 }
     }
 
     /// Remembers a write whose seq is known, for WAIT.
@@ -163,15 +175,36 @@ impl Session {
     #[inline]
     fn remember(&mut self, store: &Store, shard: ShardIndex, seq: Seq) {
         let index = usize::from(shard.0);
-        if self.written.len() <= index {
-            self.written.resize(usize::from(store.geometry().shard_count), Seq::ZERO);
+        if self.written.len() <= index || self.demotions != store.demotions() {
+            self.begin(store);
         }
-        self.written[index] = seq;
+        self.written[index].seq = seq;
+        self.writes += 1;
     }
 
-    /// By shard, what a follower must have applied to have this connection's writes.
-    pub(super) fn written(&self) -> &[Seq] {
-        &self.written
+    /// The first write of this connection, or the first since the node has followed another meanwhile: what
+    /// it wrote before may not have lived on.
+    #[cold]
+    fn begin(&mut self, store: &Store) {
+        self.demotions = store.demotions();
+        let epoch = |shard| store.stats(shard).epoch;
+        self.written = store.shards().map(|shard| Written { epoch: epoch(shard), seq: Seq::ZERO }).collect();
+    }
+
+    /// What a follower must have to have this connection's writes; `None` if the node has followed another
+    /// since they were made.
+    pub(super) fn written(&self, store: &Store) -> Option<Vec<(ShardIndex, Seq)>> {
+        let is_current = self.written.is_empty() || self.demotions == store.demotions();
+        is_current.then(|| self.positions().map(|(shard, _, seq)| (shard, seq)).collect())
+    }
+
+    /// Shard, epoch and seq of this connection's last write to each shard that it has written to.
+    pub(super) fn positions(&self) -> impl Iterator<Item = (ShardIndex, u64, Seq)> {
+        let shards = (0..).map(ShardIndex);
+        shards
+            .zip(&self.written)
+            .filter(|(_, written)| written.seq != Seq::ZERO)
+            .map(|(shard, written)| (shard, written.epoch, written.seq))
     }
 
     pub(super) fn set_resp3(&mut self, resp3: bool) {

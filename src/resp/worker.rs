@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use super::command::wait::AckBell;
+use super::bell::Bell;
 use super::connection::Connection;
 use super::context::Context;
 use super::parse::Limits;
@@ -31,7 +31,7 @@ pub(super) struct Worker {
     pub(super) all_counters: Arc<Counters>,
     pub(super) clients: Arc<Clients>,
     pub(super) rate: Arc<Rate>,
-    pub(super) bell: Arc<AckBell>,
+    pub(super) bell: Arc<Bell>,
     /// Buffers of the turn under way; only this worker's thread locks them.
     pub(super) scratch: Mutex<Scratch>,
     now_ms: AtomicU64,
@@ -140,6 +140,7 @@ pub(super) fn run(worker: Arc<Worker>, listener: TcpListener) {
             () = stopped.notified() => {}
             () = accept(&worker, listener) => {}
             () = tick(&worker) => {}
+            () = worker.bell.attend() => {}
         }
     });
 }

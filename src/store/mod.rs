@@ -18,7 +18,7 @@ use std::fs::File;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use uuid::Uuid;
@@ -165,6 +165,7 @@ pub struct Store {
     stride: usize,
     slots_offset: usize,
     read_only: AtomicBool,
+    demotions: AtomicU32,
     closed: AtomicBool,
     ending: Ending,
     _directory_lock: Option<File>,
@@ -204,6 +205,13 @@ impl Store {
     /// A follower's store is read-only for everybody but [`Store::apply`]. A closed one stays so.
     pub fn set_read_only(&self, read_only: bool) {
         self.read_only.store(read_only || self.closed.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Counts how often the store began to follow: changes that it made before may be gone.
+    #[inline]
+    #[must_use]
+    pub fn demotions(&self) -> u32 {
+        self.demotions.load(Ordering::Relaxed)
     }
 
     /// Makes the store read-only; when this returns, no write is under way and none will come.

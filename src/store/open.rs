@@ -4,7 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -213,6 +213,7 @@ impl Store {
             stride: geometry.slot_stride(),
             slots_offset: slots_offset(&geometry),
             read_only: AtomicBool::new(false),
+            demotions: AtomicU32::new(0),
             closed: AtomicBool::new(false),
             ending,
             _directory_lock: lock,

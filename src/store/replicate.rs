@@ -1,6 +1,7 @@
 //! What replication takes from a store: rings and scans on a leader, applying on a follower.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::ring::{RingReader, Sleeper, ring};
 use crate::slot::{Record, Records, Seq, ShardIndex, SlotError, SlotIndex};
@@ -121,6 +122,13 @@ impl Store {
         self.shared(shard).shard.progress()
     }
 
+    /// Whether the shard's state is one that its leader had: it is inside no scan, and was in sync once.
+    #[must_use]
+    pub fn was_in_sync(&self, shard: ShardIndex) -> bool {
+        let progress = self.progress(shard);
+        progress.is_consistent() && progress != Progress::default()
+    }
+
     /// Keeps how far the shard has followed its leader; a process crash does not lose it.
     pub fn set_progress(&self, shard: ShardIndex, progress: Progress) {
         self.exclusive(shard).shard.set_progress(progress);
@@ -178,6 +186,7 @@ impl Store {
     /// its head, in its own epoch. Whether the new leader shares all of that is the leader's to say.
     pub fn demote(&self) {
         self.stop_writes();
+        self.demotions.fetch_add(1, Ordering::Relaxed);
         for shard in self.shards() {
             let mut locked = self.exclusive(shard);
             let (seq, epoch) = (locked.shard.seq(), locked.shard.epoch());

@@ -166,6 +166,7 @@ fn killed(before: &[u8], after: &[u8], redo: (usize, usize), slot: (usize, usize
         stride: geometry.slot_stride(),
         slots_offset: crate::shard::header::slots_offset(&geometry),
         read_only: AtomicBool::new(false),
+        demotions: AtomicU32::new(0),
         closed: AtomicBool::new(false),
         ending,
         _directory_lock: None,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use slotstream::follower::{self, Follower};
 use slotstream::leader::{self, Leader};
-use slotstream::links::{Links, Phase};
+use slotstream::links::{Level, Links, Phase};
 use slotstream::stop::Stop;
 use slotstream::store::{Options, Progress, Store};
 use slotstream::{Geometry, Seq, ShardIndex};
@@ -302,14 +302,6 @@ fn many_sender_threads_serve_one_store_and_a_name_is_looked_up() {
     role.join();
 }
 
-struct Bell(std::sync::mpsc::Sender<()>);
-
-impl std::task::Wake for Bell {
-    fn wake(self: Arc<Self>) {
-        self.0.send(()).ok();
-    }
-}
-
 #[test]
 fn a_waiter_is_woken_when_followers_have_acknowledged() {
     let store_l = store(geometry(1), None);
@@ -319,17 +311,12 @@ fn a_waiter_is_woken_when_followers_have_acknowledged() {
         .iter()
         .map(|store| start_follower(store, leader.address(), follower::Options::default()))
         .collect();
-    let (sender, bell) = std::sync::mpsc::channel();
-    let waker = std::task::Waker::from(Arc::new(Bell(sender)));
+    let role = leader.role.as_ref().unwrap();
+    let wait = |seq, timeout| role.wait(ShardIndex(0), seq, Level::Applied, followers.len(), timeout);
     for value in 0..200 {
         let seq = store_l.put(b"key", &[value]).unwrap();
-        loop {
-            leader.links.on_ack(waker.clone());
-            if leader.links.acked(ShardIndex(0), seq) == followers.len() {
-                break;
-            }
-            bell.recv_timeout(DEADLINE).expect("a wake for each Ack");
-        }
+        assert_eq!(wait(seq, DEADLINE), Ok(2));
     }
-    assert_eq!(leader.links.acked(ShardIndex(0), slotstream::Seq(201)), 0);
+    let error = wait(Seq(201), Duration::from_millis(5)).unwrap_err();
+    assert_eq!((error.found, error.wanted), (0, 2), "{error}");
 }

@@ -11,8 +11,8 @@ use uuid::Uuid;
 use super::super::worker::Worker;
 use super::client::REDIS_VERSION;
 use crate::links::{LinkCell, Links, Phase};
-use crate::resp::context::Role;
-use crate::slot::ShardIndex;
+use crate::resp::context::{Context, Role};
+use crate::slot::{Seq, ShardIndex};
 use crate::store::Store;
 
 /// A connected follower, over all its links.
@@ -22,13 +22,17 @@ pub(super) struct Follower {
     pub(super) port: u16,
     /// Sum of the seqs that it has applied.
     pub(super) offset: u64,
-    /// All its links stream.
-    is_online: bool,
-    lag_s: u64,
+    /// The phase of the link that is least far.
+    phase: Phase,
+    /// The longest of its links.
+    lag_ms: u64,
+    /// The sum of its links.
+    lag_records: u64,
+    lag_bytes: u64,
 }
 
 /// A leader's followers, in a stable order.
-pub(super) fn followers(links: &Links) -> Vec<Follower> {
+pub(super) fn followers(store: &Store, links: &Links) -> Vec<Follower> {
     // A follower that came back before its old link timed out has two for a shard: the better one counts.
     let mut best: BTreeMap<(Uuid, u16), Arc<LinkCell>> = BTreeMap::new();
     let applied = |cell: &LinkCell| cell.applied_seq.load(Ordering::Relaxed);
@@ -42,17 +46,27 @@ pub(super) fn followers(links: &Links) -> Vec<Follower> {
         }
     }
     let mut by_id: BTreeMap<Uuid, Follower> = BTreeMap::new();
+    let now = store.clock().now();
     for cell in best.values() {
         let follower = by_id.entry(cell.follower).or_insert_with(|| Follower {
             ip: cell.peer.ip(),
             port: cell.resp_port,
             offset: 0,
-            is_online: true,
-            lag_s: 0,
+            phase: Phase::Stream,
+            lag_ms: 0,
+            lag_records: 0,
+            lag_bytes: 0,
         });
+        let stats = store.stats(ShardIndex(cell.shard));
+        let record_bytes_max = store.geometry().image_size_max() as u64;
+        let lag = links.lag(cell, Seq(stats.seq), stats.slots_formatted, record_bytes_max, now);
         follower.offset += applied(cell);
-        follower.is_online &= cell.phase() == Phase::Stream;
-        follower.lag_s = follower.lag_s.max(cell.lag_ms.load(Ordering::Relaxed) / 1000);
+        if (cell.phase() as u8) < follower.phase as u8 {
+            follower.phase = cell.phase();
+        }
+        follower.lag_ms = follower.lag_ms.max(lag.ms);
+        follower.lag_records += lag.records;
+        follower.lag_bytes = follower.lag_bytes.saturating_add(lag.bytes);
     }
     by_id.into_values().collect()
 }
@@ -229,7 +243,7 @@ fn replication(worker: &Worker, text: &mut String) -> std::fmt::Result {
     match &*context.node.role.read() {
         Role::Leader => {
             write!(text, "role:master\r\n")?;
-            leader_lines(&context.links, text)?;
+            leader_lines(context, text)?;
         }
         Role::Follower { leader, resp_port } => {
             write!(text, "role:slave\r\n")?;
@@ -250,14 +264,16 @@ fn replication(worker: &Worker, text: &mut String) -> std::fmt::Result {
     write!(text, "repl_backlog_active:0\r\n")
 }
 
-fn leader_lines(links: &Links, text: &mut String) -> std::fmt::Result {
-    let followers = followers(links);
+fn leader_lines(context: &Context, text: &mut String) -> std::fmt::Result {
+    let followers = followers(&context.store, &context.links);
     write!(text, "connected_slaves:{}\r\n", followers.len())?;
     for (index, follower) in followers.iter().enumerate() {
         // Clients drop a line with any other character than these fields hold: no blank, no underscore.
-        let state = if follower.is_online { "online" } else { "sync" };
-        let Follower { ip, port, offset, lag_s, .. } = follower;
-        write!(text, "slave{index}:ip={ip},port={port},state={state},offset={offset},lag={lag_s}\r\n")?;
+        let state = if follower.phase == Phase::Stream { "online" } else { "sync" };
+        let Follower { ip, port, offset, lag_ms, lag_records, lag_bytes, .. } = follower;
+        let (seconds, phase) = (lag_ms / 1000, follower.phase.as_str().replace('_', "-"));
+        write!(text, "slave{index}:ip={ip},port={port},state={state},offset={offset},lag={seconds}")?;
+        write!(text, ",phase={phase},lagms={lag_ms},lagrecords={lag_records},lagbytes={lag_bytes}\r\n")?;
     }
     Ok(())
 }

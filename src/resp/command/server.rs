@@ -66,7 +66,7 @@ pub(in crate::resp) fn role(call: &mut Call<'_>) -> Outcome {
     let reply = &mut *call.reply;
     match &*worker.context.node.role.read() {
         Role::Leader => {
-            let followers = info::followers(&worker.context.links);
+            let followers = info::followers(&worker.context.store, &worker.context.links);
             reply.array(3);
             reply.bulk(b"master");
             reply.count(info::offset(&worker.context.store));

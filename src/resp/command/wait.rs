@@ -1,33 +1,83 @@
 //! WAIT: how many followers have applied this connection's writes.
 //!
 //! A follower counts if, for every shard that the connection has written to, it has a link and has
-//! acknowledged the seq of the connection's last write there as applied.
+//! acknowledged the seq of the connection's last write there as applied. A connection is woken only by an
+//! Ack that passes one of those seqs.
 
-use std::collections::BTreeSet;
-use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Wake, Waker};
 use std::time::Duration;
 
-use tokio::sync::Notify;
-use uuid::Uuid;
-
 use super::super::error::CommandError;
-use super::super::number::parse_i64;
+use super::super::number::{Decimal, parse_i64};
+use super::super::worker::Worker;
 use super::{Call, Flow};
-use crate::links::{LinkCell, Links, Phase};
+use crate::links::{Level, Links};
 use crate::resp::context::Role;
-use crate::slot::Seq;
+use crate::slot::{Seq, ShardIndex};
 
 /// What a client waits for.
 #[derive(Debug)]
-pub(in crate::resp) struct Request {
-    followers: usize,
+pub(in crate::resp) enum Request {
+    /// Followers to have something.
+    Followers(Followers),
+}
+
+impl Request {
+    /// Whether it is a follower that waits for this, and no leader.
+    pub(in crate::resp) fn is_of_follower(&self) -> bool {
+        match self {
+            Self::Followers(_) => false,
+        }
+    }
+
+    /// The reply, when there is one.
+    pub(in crate::resp) async fn answer(self, worker: &Worker) -> Vec<u8> {
+        match self {
+            Self::Followers(followers) => {
+                let holders = followers.wait(worker).await;
+                [b":", Decimal::unsigned(holders as u64).as_bytes(), b"\r\n"].concat()
+            }
+        }
+    }
+}
+
+/// Followers that are to have something.
+#[derive(Debug)]
+pub(in crate::resp) struct Followers {
+    pub(in crate::resp) level: Level,
+    pub(in crate::resp) wanted: usize,
     /// `None`: for ever.
-    timeout: Option<Duration>,
-    /// By shard; zero = not written.
-    written: Vec<Seq>,
+    pub(in crate::resp) timeout: Option<Duration>,
+    pub(in crate::resp) needed: Vec<(ShardIndex, Seq)>,
+}
+
+impl Followers {
+    fn holders(&self, links: &Links) -> usize {
+        links.holders(self.level, &self.needed)
+    }
+
+    /// Waits until enough followers have everything, or the time is over; how many have it then.
+    pub(in crate::resp) async fn wait(&self, worker: &Worker) -> usize {
+        let links = &worker.context.links;
+        let enough = |links: &Links| {
+            let holders = self.holders(links);
+            (holders >= self.wanted).then_some(holders)
+        };
+        let wait = worker.bell.on(links.wait(self.needed.clone(), enough));
+        match self.timeout {
+            Some(timeout) => {
+                tokio::time::timeout(timeout, wait).await.unwrap_or_else(|_| self.holders(links))
+            }
+            None => wait.await,
+        }
+    }
+}
+
+/// A time-out in milliseconds; `None` = for ever.
+pub(super) fn timeout(argument: &[u8]) -> Result<Option<Duration>, CommandError> {
+    let ms =
+        parse_i64(argument).ok_or(CommandError::text("ERR timeout is not an integer or out of range"))?;
+    let ms = u64::try_from(ms).map_err(|_| CommandError::text("ERR timeout is negative"))?;
+    Ok((ms > 0).then(|| Duration::from_millis(ms)))
 }
 
 /// `WAIT numreplicas timeout`
@@ -39,136 +89,18 @@ pub(in crate::resp) fn wait(call: &mut Call<'_>) -> Result<Flow, CommandError> {
              local and are not propagated.",
         ));
     }
-    let followers = call.args.integer(1)?;
-    let timeout_ms = parse_i64(call.args.at(2))
-        .ok_or(CommandError::text("ERR timeout is not an integer or out of range"))?;
-    let timeout_ms = u64::try_from(timeout_ms).map_err(|_| CommandError::text("ERR timeout is negative"))?;
-    let request = Request {
-        followers: usize::try_from(followers).unwrap_or(0),
-        timeout: (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms)),
-        written: call.session.written().to_vec(),
+    let wanted = usize::try_from(call.args.integer(1)?).unwrap_or(0);
+    let timeout = timeout(call.args.at(2))?;
+    let Some(needed) = call.session.written(call.store()) else {
+        // This node has followed another since those writes: nobody can say whether they live on.
+        call.reply.count(0);
+        return Ok(Flow::Done);
     };
-    let applied = request.applied(&call.worker.context.links);
-    if applied >= request.followers || call.in_exec {
-        call.reply.count(applied as u64);
+    let followers = Followers { level: Level::Applied, wanted, timeout, needed };
+    let holders = followers.holders(&call.worker.context.links);
+    if holders >= wanted || call.in_exec {
+        call.reply.count(holders as u64);
         return Ok(Flow::Done);
     }
-    Ok(Flow::Wait(request))
-}
-
-impl Request {
-    /// Followers that have everything.
-    fn applied(&self, links: &Links) -> usize {
-        let cells = links.all();
-        let is_connected =
-            |cell: &LinkCell| !matches!(cell.phase(), Phase::Connecting | Phase::Refused | Phase::Closed);
-        let followers: BTreeSet<Uuid> =
-            cells.iter().filter(|cell| is_connected(cell)).map(|cell| cell.follower).collect();
-        let has_shard = |follower: &Uuid, shard: usize, seq: Seq| {
-            cells.iter().any(|cell| {
-                cell.follower == *follower
-                    && usize::from(cell.shard) == shard
-                    && is_connected(cell)
-                    && cell.applied_seq.load(Ordering::Relaxed) >= seq.0
-            })
-        };
-        let has_all = |follower: &&Uuid| {
-            let written = self.written.iter().enumerate().filter(|(_, seq)| **seq != Seq::ZERO);
-            written.into_iter().all(|(shard, seq)| has_shard(follower, shard, *seq))
-        };
-        followers.iter().filter(has_all).count()
-    }
-
-    /// Waits until enough followers have everything, or the time is over; how many have it then.
-    pub(in crate::resp) async fn wait(self, links: &Links, bell: &Arc<AckBell>) -> usize {
-        let enough = async {
-            loop {
-                let mut acked = pin!(bell.rung.notified());
-                // Listening before the look, so that an Ack in between is not missed.
-                acked.as_mut().enable();
-                bell.listen(links);
-                if self.applied(links) >= self.followers {
-                    return;
-                }
-                acked.await;
-            }
-        };
-        match self.timeout {
-            // On time out the count below is the answer, as it is otherwise.
-            Some(timeout) => drop(tokio::time::timeout(timeout, enough).await),
-            None => enough.await,
-        }
-        self.applied(links)
-    }
-}
-
-/// Wakes all who wait on one worker at the next Ack. It is registered with the links once at a time,
-/// so that clients who wait in vain leave nothing behind.
-#[derive(Debug, Default)]
-pub(in crate::resp) struct AckBell {
-    rung: Notify,
-    is_listening: AtomicBool,
-}
-
-impl AckBell {
-    fn listen(self: &Arc<Self>, links: &Links) {
-        if !self.is_listening.swap(true, Ordering::SeqCst) {
-            links.on_ack(Waker::from(Arc::clone(self)));
-        }
-    }
-}
-
-impl Wake for AckBell {
-    fn wake(self: Arc<Self>) {
-        // In this order: who then finds the bell listening is among those who are notified.
-        self.is_listening.store(false, Ordering::SeqCst);
-        self.rung.notify_waiters();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::slot::Seq;
-
-    fn request(timeout: Option<Duration>) -> Request {
-        Request { followers: 1, timeout, written: vec![Seq::ZERO, Seq(7)] }
-    }
-
-    #[test]
-    fn an_ack_ends_the_wait() {
-        let links = Links::new();
-        let cell = LinkCell::new(Uuid::from_u128(1), ([127, 0, 0, 1], 1).into(), 0, 1);
-        cell.set_phase(Phase::Stream);
-        links.add(Arc::clone(&cell));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        runtime.block_on(async {
-            let bell = Arc::new(AckBell::default());
-            let task = {
-                let (links, bell) = (Arc::clone(&links), Arc::clone(&bell));
-                tokio::spawn(async move { request(None).wait(&links, &bell).await })
-            };
-            // The task looks and finds too little; then an Ack that is not enough; then one that is.
-            tokio::task::yield_now().await;
-            for (seq, is_done) in [(6, false), (7, true)] {
-                cell.applied_seq.store(seq, Ordering::Relaxed);
-                links.notify_ack();
-                tokio::task::yield_now().await;
-                tokio::task::yield_now().await;
-                assert_eq!(task.is_finished(), is_done, "after an Ack of {seq}");
-            }
-            assert_eq!(task.await.unwrap(), 1);
-        });
-    }
-
-    #[test]
-    fn a_wait_in_vain_ends_in_time() {
-        let links = Links::new();
-        let bell = Arc::new(AckBell::default());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        for _ in 0..3 {
-            let wait = request(Some(Duration::from_millis(5))).wait(&links, &bell);
-            assert_eq!(runtime.block_on(wait), 0);
-        }
-    }
+    Ok(Flow::Wait(Request::Followers(followers)))
 }
