@@ -83,6 +83,10 @@ pub struct WorkerCounters {
     pub net_input_bytes: Counter,
     /// Bytes written to clients.
     pub net_output_bytes: Counter,
+    /// Writes refused because too few followers were near.
+    pub writes_refused: Counter,
+    /// Writes that too few followers had confirmed in time.
+    pub writes_unconfirmed: Counter,
     /// Connections taken.
     pub connections_received: Counter,
     /// Connections turned away because there were too many.
@@ -121,6 +125,10 @@ pub struct Totals {
     pub net_input_bytes: u64,
     /// Bytes written to clients.
     pub net_output_bytes: u64,
+    /// Writes refused because too few followers were near.
+    pub writes_refused: u64,
+    /// Writes that too few followers had confirmed in time.
+    pub writes_unconfirmed: u64,
     /// Connections taken.
     pub connections_received: u64,
     /// Connections turned away because there were too many.
@@ -148,6 +156,8 @@ impl Counters {
                 keyspace_misses: Counter::default(),
                 net_input_bytes: Counter::default(),
                 net_output_bytes: Counter::default(),
+                writes_refused: Counter::default(),
+                writes_unconfirmed: Counter::default(),
                 connections_received: Counter::default(),
                 connections_rejected: Counter::default(),
                 connections_closed: Counter::default(),
@@ -208,6 +218,8 @@ impl Counters {
             keyspace_misses: sum(|w| &w.keyspace_misses),
             net_input_bytes: sum(|w| &w.net_input_bytes),
             net_output_bytes: sum(|w| &w.net_output_bytes),
+            writes_refused: sum(|w| &w.writes_refused),
+            writes_unconfirmed: sum(|w| &w.writes_unconfirmed),
             connections_received,
             connections_rejected: sum(|w| &w.connections_rejected),
             connected_clients: connections_received.saturating_sub(sum(|w| &w.connections_closed)),

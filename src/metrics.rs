@@ -78,6 +78,8 @@ metrics! {
     SHARD_FILE_BYTES = Gauge "shard_file_bytes", "Size of a shard's file.";
     WRITE_REJECTED_TOTAL = Counter "write_rejected_total", "Writes that were refused and changed nothing, by reason.";
 
+    WRITES_UNCONFIRMED_TOTAL = Counter "writes_unconfirmed_total", "Writes that are applied here, but that too few followers had confirmed in time.";
+
     COMMANDS_TOTAL = Counter "commands_total", "Commands served, by command.";
     COMMANDS_DURATION_SECONDS = Histogram "commands_duration_seconds", "Time per command: a sample of the batches that reads bring, each command counted with its batch's mean.";
     ERROR_REPLIES_TOTAL = Counter "error_replies_total", "Replies to Redis clients that were errors.";

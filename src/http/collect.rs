@@ -85,6 +85,8 @@ fn publish_clients(clients: &Counters) {
     counter!(names::NET_OUTPUT_BYTES_TOTAL).absolute(totals.net_output_bytes);
     counter!(names::KEYSPACE_HITS_TOTAL).absolute(totals.keyspace_hits);
     counter!(names::KEYSPACE_MISSES_TOTAL).absolute(totals.keyspace_misses);
+    counter!(names::WRITE_REJECTED_TOTAL, "reason" => "followers").absolute(totals.writes_refused);
+    counter!(names::WRITES_UNCONFIRMED_TOTAL).absolute(totals.writes_unconfirmed);
     counter!(names::ERROR_REPLIES_TOTAL).absolute(totals.errors);
 }
 

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, Re
 use tokio::net::TcpStream;
 
 use super::command::{roles, wait};
+use super::held::Held;
 use super::session::Session;
 use super::turn::{CARRIED_SIZE_MAX, End, READ_SIZE, Scratch, Turn, Unfinished};
 use super::worker::Worker;
@@ -36,6 +37,8 @@ pub(super) struct Connection {
     resume: usize,
     /// Replies that the socket did not take yet.
     unsent: Vec<u8>,
+    /// Replies that wait for followers, behind those.
+    held: Option<Held>,
 }
 
 /// What follows a turn, once its replies are sent.
@@ -62,6 +65,7 @@ impl Connection {
             unfinished: None,
             resume: 0,
             unsent: Vec::new(),
+            held: None,
         }
     }
 
@@ -78,6 +82,9 @@ impl Connection {
             if !self.unsent.is_empty() {
                 let unsent = std::mem::take(&mut self.unsent);
                 self.stream.write_all(&unsent).await?;
+            }
+            if let Some(held) = self.held.take() {
+                self.confirm(held).await?;
             }
             match next {
                 Next::Read => {}
@@ -114,8 +121,9 @@ impl Connection {
             filled += count;
         }
         let data = if is_large { &mut self.kept[..] } else { &mut input[..filled] };
-        let turn = Turn { worker: &self.worker, session: &mut self.session, ahead, reply };
+        let turn = Turn::new(&self.worker, &mut self.session, ahead, reply);
         let outcome = turn.run(data, &mut self.unfinished, &mut self.resume);
+        self.held = outcome.held;
         if is_large {
             self.kept.drain(..outcome.consumed);
         } else if outcome.consumed < filled {
@@ -150,6 +158,16 @@ impl Connection {
         }))
     }
 
+    /// Waits for followers, then sends the replies that were held back for them.
+    async fn confirm(&mut self, held: Held) -> io::Result<()> {
+        let replies = tokio::select! {
+            replies = held.wait(&self.worker) => replies,
+            error = gone(&self.stream) => return Err(error),
+        };
+        self.worker.counters.net_output_bytes.add(replies.len() as u64);
+        self.stream.write_all(&replies).await
+    }
+
     /// Waits for followers and answers; ends early if the client goes away.
     async fn wait(&mut self, request: wait::Request) -> io::Result<()> {
         let node = &self.worker.context.node;
@@ -157,7 +175,7 @@ impl Connection {
         let of_follower = request.is_of_follower();
         let reply = tokio::select! {
             () = node.control.until(|| node.follows() != of_follower) => UNBLOCKED.to_vec(),
-            reply = request.answer(&self.worker) => reply,
+            reply = request.answer(&self.worker, self.session.resp3) => reply,
             error = gone(&self.stream) => return Err(error),
         };
         self.reply(&reply).await

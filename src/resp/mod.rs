@@ -13,10 +13,12 @@ mod context;
 mod control;
 mod error;
 mod glob;
+mod held;
 mod inline;
 mod number;
 mod parse;
 mod reply;
+mod rules;
 mod server;
 mod session;
 mod table;
@@ -25,4 +27,5 @@ mod worker;
 
 pub use context::{Context, Node, Role};
 pub use control::{Answer, Control, FailoverState, Order};
+pub use rules::Demands;
 pub use server::{Options, Server};

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::context::Context;
+use super::rules::{Demands, Rules};
 use super::session::Clients;
 use super::table;
 use super::worker::{self, Rate, Worker};
@@ -29,6 +30,8 @@ pub struct Options {
     pub args_max: usize,
     /// Bytes of one command.
     pub command_size_max: usize,
+    /// What reads and writes demand of replication, until CONFIG SET says otherwise.
+    pub demands: Demands,
 }
 
 impl Default for Options {
@@ -41,6 +44,7 @@ impl Default for Options {
             bulk_size_max: 1 << 20,
             args_max: 1 << 20,
             command_size_max: 256 << 20,
+            demands: Demands::default(),
         }
     }
 }
@@ -71,6 +75,7 @@ impl Server {
         let counters = Counters::new(options.workers, table::names());
         let clients = Arc::new(Clients::default());
         let rate = Arc::new(Rate::default());
+        let rules = Arc::new(Rules::new(options.demands));
         let mut threads = Vec::new();
         for (index, listener) in listeners.into_iter().enumerate() {
             let worker = Worker::new(
@@ -81,6 +86,7 @@ impl Server {
                 Arc::clone(&counters),
                 Arc::clone(&clients),
                 Arc::clone(&rate),
+                Arc::clone(&rules),
             );
             let spawned = thread::Builder::new()
                 .name(format!("resp-{index}"))

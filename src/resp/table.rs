@@ -1,6 +1,8 @@
 //! The one table of commands: it drives look-up, arity checks, COMMAND and the prefetch of keys.
 
-use super::command::{Call, Flow, client, expiry, keys, roles, scan, server, strings, transaction, wait};
+use super::command::{
+    Call, Flow, client, expiry, keys, position, roles, scan, server, strings, transaction, wait,
+};
 use super::error::CommandError;
 
 /// What a command is; the words of COMMAND INFO.
@@ -35,7 +37,7 @@ use flag::{ADMIN, BLOCKING, DENYOOM, FAST, LOADING, NOSCRIPT, READONLY, STALE, U
 
 /// A command's row.
 pub(super) struct Command {
-    /// Lower case, letters only.
+    /// Lower case, letters only; one of more than 16 letters may have dots.
     pub(super) name: &'static str,
     /// Arguments with the name; negative = at least.
     pub(super) arity: i16,
@@ -151,9 +153,12 @@ pub(super) static TABLE: [Command; COMMAND_COUNT] = [
     row("type", 2, READONLY | FAST, ONE_KEY, keys::type_of),
     row("unlink", -2, WRITE | FAST, ALL_KEYS, keys::del),
     row("wait", 3, NOSCRIPT | BLOCKING, NO_KEY, wait::wait),
+    row("slotstream.lastseq", -1, CONNECTION, NO_KEY, position::lastseq),
+    row("slotstream.waitseq", -2, NOSCRIPT | BLOCKING | STALE, NO_KEY, position::waitseq),
 ];
 
-const COMMAND_COUNT: usize = 53;
+const COMMAND_COUNT: usize = 55;
+/// Longer names are not in the index.
 const NAME_SIZE_MAX: usize = 16;
 
 /// Position in [`INDEX`], where a name's search begins.
@@ -191,6 +196,10 @@ const fn index() -> [(u128, u8); 256] {
     let mut index = [(0, NO_ROW); 256];
     let mut row = 0;
     while row < COMMAND_COUNT {
+        if TABLE[row].name.len() > NAME_SIZE_MAX {
+            row += 1;
+            continue;
+        }
         let folded = fold(pad(TABLE[row].name.as_bytes()));
         let mut place = hash(folded);
         while index[place].1 != NO_ROW {
@@ -215,7 +224,7 @@ pub(super) fn lookup(name: &[u8]) -> Option<u8> {
         }
     }
     if name.len() > NAME_SIZE_MAX {
-        return None;
+        return lookup_long(name);
     }
     let mut padded = [0; NAME_SIZE_MAX];
     padded[..name.len()].copy_from_slice(name);
@@ -233,6 +242,12 @@ pub(super) fn lookup(name: &[u8]) -> Option<u8> {
     }
 }
 
+#[cold]
+fn lookup_long(name: &[u8]) -> Option<u8> {
+    let row = TABLE.iter().position(|command| command.name.as_bytes().eq_ignore_ascii_case(name))?;
+    u8::try_from(row).ok()
+}
+
 /// All names, in the order of the rows.
 pub(super) fn names() -> Vec<&'static str> {
     TABLE.iter().map(|command| command.name).collect()
@@ -245,7 +260,9 @@ mod tests {
     #[test]
     fn every_name_is_found_in_any_case() {
         for (row, command) in TABLE.iter().enumerate() {
-            assert!(command.name.bytes().all(|byte| byte.is_ascii_lowercase()), "{}", command.name);
+            let is_long = command.name.len() > NAME_SIZE_MAX;
+            let is_good = |byte: u8| byte.is_ascii_lowercase() || (is_long && byte == b'.');
+            assert!(command.name.bytes().all(is_good), "{}", command.name);
             let row = u8::try_from(row).unwrap();
             assert_eq!(lookup(command.name.as_bytes()), Some(row), "{}", command.name);
             assert_eq!(lookup(command.name.to_uppercase().as_bytes()), Some(row), "{}", command.name);

@@ -9,8 +9,10 @@ use std::time::Instant;
 
 use super::command::{Args, Flow, dispatch, is_held, roles, wait};
 use super::error::CommandError;
+use super::held::{Held, Holder};
 use super::parse::{Arg, Cursor, Limits, ProtocolError, Step};
 use super::reply::Reply;
+use super::rules::demand;
 use super::session::Session;
 use super::table::{GET, SET, TABLE, lookup};
 use super::worker::Worker;
@@ -92,6 +94,14 @@ pub(super) struct Outcome {
     pub(super) end: End,
     /// Bytes of the buffer that are dealt with.
     pub(super) consumed: usize,
+    /// Replies that wait for followers; they are no longer among the turn's.
+    pub(super) held: Option<Held>,
+}
+
+impl Outcome {
+    fn new(end: End, consumed: usize) -> Self {
+        Self { end, consumed, held: None }
+    }
 }
 
 /// How parsing ahead ended.
@@ -197,9 +207,23 @@ pub(super) struct Turn<'a> {
     pub(super) session: &'a mut Session,
     pub(super) ahead: &'a mut Ahead,
     pub(super) reply: &'a mut Reply,
+    /// What is demanded of commands; see [`demand`].
+    pub(super) demands: u8,
+    /// Notes writes whose replies wait for followers.
+    pub(super) holder: Option<Holder>,
 }
 
-impl Turn<'_> {
+impl<'a> Turn<'a> {
+    pub(super) fn new(
+        worker: &'a Worker,
+        session: &'a mut Session,
+        ahead: &'a mut Ahead,
+        reply: &'a mut Reply,
+    ) -> Self {
+        let demands = worker.rules.flags();
+        Self { worker, session, ahead, reply, demands, holder: None }
+    }
+
     /// Does the commands in `data`. `unfinished` is the parse of a command that an earlier turn met the
     /// beginning of, at the start of `data`; `resume` goes to the first command.
     pub(super) fn run(
@@ -212,7 +236,10 @@ impl Turn<'_> {
         self.ahead.turns = self.ahead.turns.wrapping_add(1);
         let started = self.ahead.turns.is_multiple_of(TIMED_TURNS).then(Instant::now);
         let mut done = 0;
-        let outcome = self.run_commands(data, unfinished, resume, &mut done);
+        let mut outcome = self.run_commands(data, unfinished, resume, &mut done);
+        if let Some(holder) = self.holder.take() {
+            outcome.held = holder.end(self.session, self.reply);
+        }
         let counters = &self.worker.counters;
         if let Some(started) = started {
             counters.latency.record(started.elapsed(), done);
@@ -250,12 +277,12 @@ impl Turn<'_> {
                     if data.len() - start > CARRIED_SIZE_MAX {
                         *unfinished = Some(self.ahead.take_unfinished(cursor, start));
                     }
-                    return Outcome { end: End::Drained, consumed: start };
+                    return Outcome::new(End::Drained, start);
                 }
                 ParseEnd::Malformed(error) => {
                     self.worker.counters.protocol_errors.add(1);
                     self.reply.error(format!("ERR Protocol error: {error}").as_bytes());
-                    return Outcome { end: End::Close, consumed: data.len() };
+                    return Outcome::new(End::Close, data.len());
                 }
             }
             self.ahead.clear();
@@ -272,23 +299,24 @@ impl Turn<'_> {
         for index in 0..self.ahead.commands.len() {
             let command = self.ahead.commands[index];
             *done += 1;
-            match self.execute(data, &command, std::mem::take(resume)) {
+            let flow = if self.demands == 0 {
+                self.execute(data, &command, std::mem::take(resume))
+            } else {
+                self.execute_with_demands(data, &command, std::mem::take(resume))
+            };
+            match flow {
                 Flow::Done => {}
-                Flow::Close => return Some(Outcome { end: End::Close, consumed: data.len() }),
+                Flow::Close => return Some(Outcome::new(End::Close, data.len())),
                 Flow::More(next) => {
                     *resume = next;
-                    return Some(Outcome { end: End::Paused, consumed: command.start });
+                    return Some(Outcome::new(End::Paused, command.start));
                 }
-                Flow::Wait(request) => {
-                    return Some(Outcome { end: End::Waiting(request), consumed: command.end });
-                }
-                Flow::Ask(pending) => {
-                    return Some(Outcome { end: End::Asking(pending), consumed: command.end });
-                }
-                Flow::Hold => return Some(Outcome { end: End::Held, consumed: command.start }),
+                Flow::Wait(request) => return Some(Outcome::new(End::Waiting(request), command.end)),
+                Flow::Ask(pending) => return Some(Outcome::new(End::Asking(pending), command.end)),
+                Flow::Hold => return Some(Outcome::new(End::Held, command.start)),
             }
             if self.reply.len() > REPLY_BYTES_PER_TURN || *done >= COMMANDS_PER_TURN {
-                return Some(Outcome { end: End::Paused, consumed: command.end });
+                return Some(Outcome::new(End::Paused, command.end));
             }
         }
         if let Some(row) = self.ahead.commands.last().and_then(|command| command.row) {
@@ -300,7 +328,7 @@ impl Turn<'_> {
     /// Does one command. The two commands that nearly all traffic is made of take the short way.
     #[inline]
     fn execute(&mut self, data: &[u8], command: &Parsed, resume: usize) -> Flow {
-        let Self { worker, session, ahead, reply } = self;
+        let Self { worker, session, ahead, reply, demands, .. } = self;
         let args = ahead.args(data, command);
         if session.queue.is_none() {
             match (command.row, args.len()) {
@@ -314,7 +342,32 @@ impl Turn<'_> {
         }
         // What an inline command's quotes held is resolved in place: it cannot be parsed a second time.
         let may_pause = data[command.start] == b'*';
-        dispatch(worker, session, reply, args, command.row, resume, may_pause)
+        let flow = dispatch(worker, session, reply, args, command.row, resume, may_pause);
+        // It may have been the command that demands something.
+        *demands = worker.rules.flags();
+        flow
+    }
+
+    /// Does one command where reads or writes demand something of replication.
+    #[cold]
+    fn execute_with_demands(&mut self, data: &[u8], command: &Parsed, resume: usize) -> Flow {
+        let Self { worker, session, ahead, reply, demands, holder } = self;
+        if *demands & demand::SYNC != 0 && holder.is_none() {
+            *holder = Some(Holder::new(worker.rules.demands(), session));
+        }
+        let (start, writes) = (reply.len(), session.writes);
+        let may_pause = data[command.start] == b'*';
+        let args = ahead.args(data, command);
+        let flow = dispatch(worker, session, reply, args, command.row, resume, may_pause);
+        // A reply that was begun before replies had to wait is not taken back.
+        if let Some(holder) = holder
+            && session.writes != writes
+            && resume == 0
+        {
+            holder.wrote(start..reply.len());
+        }
+        *demands = worker.rules.flags();
+        flow
     }
 }
 

@@ -15,6 +15,7 @@ use super::bell::Bell;
 use super::connection::Connection;
 use super::context::Context;
 use super::parse::Limits;
+use super::rules::Rules;
 use super::server::Options;
 use super::session::{Clients, Session};
 use super::turn::Scratch;
@@ -32,6 +33,7 @@ pub(super) struct Worker {
     pub(super) clients: Arc<Clients>,
     pub(super) rate: Arc<Rate>,
     pub(super) bell: Arc<Bell>,
+    pub(super) rules: Arc<Rules>,
     /// Buffers of the turn under way; only this worker's thread locks them.
     pub(super) scratch: Mutex<Scratch>,
     now_ms: AtomicU64,
@@ -81,6 +83,7 @@ impl Worker {
         counters: Arc<Counters>,
         clients: Arc<Clients>,
         rate: Arc<Rate>,
+        rules: Arc<Rules>,
     ) -> Arc<Self> {
         let limits = Limits {
             args_max: options.args_max,
@@ -99,6 +102,7 @@ impl Worker {
             clients,
             rate,
             bell: Arc::default(),
+            rules,
             scratch: Mutex::new(Scratch::new()),
             now_ms,
         })

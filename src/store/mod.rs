@@ -9,6 +9,7 @@
 
 pub mod directory;
 pub mod open;
+pub mod position;
 pub mod records;
 pub mod replicate;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub use crate::shard::recover::Ending;
 pub use crate::shard::scan::Scan;
 pub use crate::shard::{ApplyError, BLOCK_SLOTS, Counts};
 pub use open::{OpenError, Options};
+pub use position::Position;
 pub use records::{Change, Entry, NotANumber, ReadError, WriteError};
 pub use replicate::{Applied, PromoteError};
 

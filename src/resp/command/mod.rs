@@ -4,9 +4,11 @@ pub(super) mod client;
 pub(super) mod expiry;
 pub(super) mod info;
 pub(super) mod keys;
+pub(super) mod position;
 pub(super) mod roles;
 pub(super) mod scan;
 pub(super) mod server;
+mod settings;
 pub(super) mod strings;
 pub(super) mod transaction;
 pub(super) mod wait;
@@ -212,6 +214,9 @@ fn check(worker: &Worker, args: Args<'_>, row: Option<u8>) -> Result<u8, Command
     }
     if command.is(flag::WRITE) && worker.context.store.is_read_only() {
         return Err(CommandError::text(READ_ONLY));
+    }
+    if worker.rules.flags() != 0 {
+        worker.rules.check(worker, command, args)?;
     }
     Ok(row)
 }

@@ -6,7 +6,7 @@ use super::super::error::CommandError;
 use super::super::glob;
 use super::super::reply::Reply;
 use super::super::table::{Command, TABLE, flag, lookup};
-use super::{Call, Flow, info};
+use super::{Args, Call, Flow, info, settings};
 use crate::resp::context::Role;
 
 type Outcome = Result<Flow, CommandError>;
@@ -99,6 +99,9 @@ pub(in crate::resp) fn config(call: &mut Call<'_>) -> Outcome {
         call.reply.ok();
         return Ok(Flow::Done);
     }
+    if call.args.is(1, "set") {
+        return settings::set(call);
+    }
     if !call.args.is(1, "get") {
         return Err(call.unknown_subcommand());
     }
@@ -136,9 +139,10 @@ fn config_values(call: &Call<'_>) -> Vec<(String, String)> {
         ("tcp-keepalive", "300".into()),
         ("timeout", "0".into()),
     ];
-    for (name, value) in fixed {
-        if !values.iter().any(|(known, _)| known == name) {
-            values.push((name.to_owned(), value));
+    let settings = settings::values(&worker.rules.demands());
+    for (name, value) in fixed.map(|(name, value)| (name.to_owned(), value)).into_iter().chain(settings) {
+        if !values.iter().any(|(known, _)| *known == name) {
+            values.push((name, value));
         }
     }
     values
@@ -152,7 +156,7 @@ pub(in crate::resp) fn command(call: &mut Call<'_>) -> Outcome {
         None => reply_rows(reply),
         Some(b"count") if args.len() == 2 => reply.count(TABLE.len() as u64),
         Some(b"count") => return Err(call.subcommand_arity_error("count")),
-        Some(b"docs") => reply.map(0),
+        Some(b"docs") => reply_docs(reply, args),
         Some(b"info") if args.len() == 2 => reply_rows(reply),
         Some(b"info") => {
             reply.array(args.len() - 2);
@@ -172,6 +176,33 @@ pub(in crate::resp) fn command(call: &mut Call<'_>) -> Outcome {
         Some(_) => return Err(call.unknown_subcommand()),
     }
     Ok(Flow::Done)
+}
+
+/// What to say of the commands that are no other server's; clients know the rest.
+const DOCS: [(&str, &str); 2] = [
+    (
+        "slotstream.lastseq",
+        "LASTSEQ [key]: shard, epoch and seq of this connection's last write to each shard, or to the key's",
+    ),
+    (
+        "slotstream.waitseq",
+        "WAITSEQ timeout-ms [shard epoch seq ...]: OK once this node holds those writes, null when the time is \
+         over (0 = never)",
+    ),
+];
+
+fn reply_docs(reply: &mut Reply, args: Args<'_>) {
+    let is_asked =
+        |name: &str| args.len() == 2 || args.from(2).any(|asked| asked.eq_ignore_ascii_case(name.as_bytes()));
+    let docs: Vec<_> = DOCS.iter().filter(|(name, _)| is_asked(name)).collect();
+    reply.map(docs.len());
+    for (name, summary) in docs {
+        reply.bulk(name.as_bytes());
+        reply.map(2);
+        for text in ["summary", summary, "group", "replication"] {
+            reply.bulk(text.as_bytes());
+        }
+    }
 }
 
 fn reply_rows(reply: &mut Reply) {

@@ -5,6 +5,7 @@
 
 use super::super::error::CommandError;
 use super::super::reply::Reply;
+use super::super::rules::demand;
 use super::super::session::{Queue, Session};
 use super::super::table::{TABLE, flag};
 use super::{Args, Call, Flow};
@@ -56,6 +57,16 @@ pub(in crate::resp) fn exec(call: &mut Call<'_>) -> Outcome {
     if queue.broken {
         return Err(CommandError::text("EXECABORT Transaction discarded because of previous errors."));
     }
+    if call.resume == 0 && call.worker.rules.flags() != 0 {
+        // Followers may have gone since the commands were queued: then none of them is done.
+        for index in 0..queue.len() {
+            let (row, bytes, ranges) = queue.command(index);
+            let command = &TABLE[usize::from(row)];
+            call.worker.rules.check(call.worker, command, Args::new(bytes, ranges)).map_err(|error| {
+                CommandError::repeating("EXECABORT Transaction discarded because of: ", &error.message(), "")
+            })?;
+        }
+    }
     if call.resume == 0 {
         call.reply.array(queue.len());
     }
@@ -69,7 +80,9 @@ fn has_write(session: &Session) -> bool {
 
 fn run_queue(call: &mut Call<'_>, queue: Box<Queue>) -> Outcome {
     for index in call.resume..queue.len() {
-        if index > call.resume && call.reply.len() > REPLY_PAUSE_BYTES && call.may_pause {
+        // A reply that waits for followers waits as a whole, and so is made as a whole.
+        let may_pause = call.may_pause && call.worker.rules.flags() & demand::SYNC == 0;
+        if index > call.resume && call.reply.len() > REPLY_PAUSE_BYTES && may_pause {
             call.session.queue = Some(queue);
             return Ok(Flow::More(index));
         }

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use super::super::error::CommandError;
 use super::super::number::{Decimal, parse_i64};
+use super::super::reply::Reply;
 use super::super::worker::Worker;
+use super::position::Positions;
 use super::{Call, Flow};
 use crate::links::{Level, Links};
 use crate::resp::context::Role;
@@ -19,6 +21,8 @@ use crate::slot::{Seq, ShardIndex};
 pub(in crate::resp) enum Request {
     /// Followers to have something.
     Followers(Followers),
+    /// This node to have something.
+    Positions(Positions),
 }
 
 impl Request {
@@ -26,12 +30,24 @@ impl Request {
     pub(in crate::resp) fn is_of_follower(&self) -> bool {
         match self {
             Self::Followers(_) => false,
+            Self::Positions(_) => true,
         }
     }
 
     /// The reply, when there is one.
-    pub(in crate::resp) async fn answer(self, worker: &Worker) -> Vec<u8> {
+    pub(in crate::resp) async fn answer(self, worker: &Worker, resp3: bool) -> Vec<u8> {
         match self {
+            Self::Positions(positions) => {
+                let mut reply = Reply::default();
+                reply.begin(resp3);
+                match positions.wait(worker).await {
+                    Ok(true) => reply.ok(),
+                    Ok(false) => reply.null(),
+                    Err(error) => reply.error(&error.message()),
+                }
+                worker.counters.errors.add(reply.take_errors());
+                reply.as_bytes().to_vec()
+            }
             Self::Followers(followers) => {
                 let holders = followers.wait(worker).await;
                 [b":", Decimal::unsigned(holders as u64).as_bytes(), b"\r\n"].concat()
@@ -43,11 +59,11 @@ impl Request {
 /// Followers that are to have something.
 #[derive(Debug)]
 pub(in crate::resp) struct Followers {
-    pub(in crate::resp) level: Level,
-    pub(in crate::resp) wanted: usize,
+    level: Level,
+    wanted: usize,
     /// `None`: for ever.
-    pub(in crate::resp) timeout: Option<Duration>,
-    pub(in crate::resp) needed: Vec<(ShardIndex, Seq)>,
+    timeout: Option<Duration>,
+    needed: Vec<(ShardIndex, Seq)>,
 }
 
 impl Followers {
@@ -56,7 +72,7 @@ impl Followers {
     }
 
     /// Waits until enough followers have everything, or the time is over; how many have it then.
-    pub(in crate::resp) async fn wait(&self, worker: &Worker) -> usize {
+    async fn wait(&self, worker: &Worker) -> usize {
         let links = &worker.context.links;
         let enough = |links: &Links| {
             let holders = self.holders(links);
