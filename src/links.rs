@@ -316,7 +316,7 @@ impl Links {
             cell.shard == shard.0
                 && cell.phase().is_connected()
                 // One in its first scan has nothing, however young the store is.
-                && (applied > 0 || applied == head.0)
+                && (applied > 0 || applied == head.0 || cell.phase() == Phase::Stream)
                 && u128::from(self.age_ms(cell, head, now)) <= lag_max.as_millis()
         };
         cells

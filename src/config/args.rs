@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::replication::Replication;
 use super::value::{self, ShardSet};
 use crate::units;
 
@@ -91,6 +92,9 @@ pub struct Common {
     /// Silence after which a link is given up; at least twice the heartbeat interval
     #[arg(long, env = "SLOTSTREAM_DEAD_AFTER", value_name = "TIME", default_value = "5s", value_parser = units::parse_duration)]
     pub dead_after: Duration,
+    /// What replication guarantees, and may cost.
+    #[command(flatten)]
+    pub replication: Replication,
     /// Least important level logged, or a filter such as info,slotstream::leader=debug
     #[arg(long, env = "SLOTSTREAM_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     pub log_level: String,

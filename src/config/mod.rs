@@ -6,6 +6,7 @@
 
 mod args;
 mod overlay;
+mod replication;
 mod value;
 
 pub use args::{
@@ -13,4 +14,5 @@ pub use args::{
     StatusArgs, SwitchoverArgs, VerifyArgs,
 };
 pub use overlay::{ParseError, parse};
+pub use replication::{Replication, SyncLevel, YesNo};
 pub use value::ShardSet;

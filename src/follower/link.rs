@@ -450,7 +450,7 @@ impl Core {
         self.leader.head = self.leader.head.max(heartbeat.seq);
         let offset_ms = self.leader.offset.heard(heartbeat.unix_ms, monotonic_ms(env.now));
         self.cell.clock_offset_ms.store(offset_ms, Relaxed);
-        env.links.heads.sample(self.shard, heartbeat.unix_ms, heartbeat.seq);
+        env.links.heads.heard(self.shard, heartbeat.unix_ms, heartbeat.seq);
     }
 
     fn push_heartbeat(&mut self, frames: &mut Vec<u8>, env: Env<'_>) {

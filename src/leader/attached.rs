@@ -9,6 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use crate::links::{LinkCell, Links, Phase, monotonic_ms};
 use crate::planted::{Bug, is_planted};
@@ -20,6 +21,7 @@ use crate::wire::frame::HEADER_SIZE;
 use crate::wire::message::{Ack, Heartbeat, Hello, ScanDone};
 
 use super::link::{Env, LinkError};
+use super::pace::Turn;
 use super::registry::Seat;
 use super::scan::{AckWindow, ScanSender, ScanStep, payload_size_max};
 use super::stream::RingFrame;
@@ -37,11 +39,15 @@ pub(super) struct Attached {
     /// The last seq sent in order: a scan's `through` once it is done, then each record of the ring.
     seq_sent: Seq,
     seq_acked: Seq,
+    /// The ring was empty when it was last looked at, which is often: all up to `seq_sent` was all there was.
+    is_drained: bool,
     /// The shard's head when it was last asked for: seldom, since that takes the shard's lock.
     head_seen: Seq,
     /// The follower's state is a prefix of ours from here on; `Seq::MAX` during a scan.
     consistent_at: Seq,
     window: AckWindow,
+    /// What its scans may take; `None` once it streams.
+    turn: Option<Turn>,
     shown: Shown,
     _seat: Seat,
 }
@@ -110,7 +116,7 @@ impl Attached {
         env.links.add(Arc::clone(&cell));
         let (follower, head) = (hello.follower_id, through.0);
         tracing::info!(shard = shard.0, %follower, %peer, since = since.0, head, "follower attached");
-        env.links.heads.sample(shard, monotonic_ms(env.now), through);
+        env.links.heads.seen(shard, monotonic_ms(env.now), through);
         Self {
             shard,
             epoch,
@@ -118,9 +124,11 @@ impl Attached {
             flow: Flow::Scan(ScanSender::new(env.store, shard, since, through, env.now)),
             seq_sent: since,
             seq_acked: since,
+            is_drained: false,
             head_seen: through,
             consistent_at: Seq::MAX,
             window: AckWindow::default(),
+            turn: Some(Turn::first(&env.registry.pace, env.now.monotonic)),
             shown: Shown { cell, links: Arc::clone(env.links) },
             _seat: seat,
         }
@@ -156,6 +164,11 @@ impl Attached {
         }
     }
 
+    /// When a scan that may not send now is to ask again.
+    pub(super) fn scan_retry_at(&self) -> Option<Duration> {
+        self.turn.as_ref().and_then(Turn::retry_at)
+    }
+
     /// Whether a part of a frame is out whose rest must follow.
     pub(super) fn has_frame(&self) -> bool {
         matches!(self.flow, Flow::Frame(_))
@@ -174,6 +187,13 @@ impl Attached {
     /// Decides what is sent next; called only when all before it is out, with an empty `out`.
     pub(super) fn next(&mut self, out: &mut Vec<u8>, env: Env<'_>) -> Result<Next, LinkError> {
         let Flow::Scan(scan) = &mut self.flow else { return Ok(self.next_of_ring(env)) };
+        if let Some(turn) = &mut self.turn {
+            let may_send = turn.ask(env.options, env.now.monotonic);
+            self.shown.cell.set_phase(if turn.is_queued() { Phase::Queued } else { Phase::Scan });
+            if !may_send {
+                return Ok(Next::Nothing);
+            }
+        }
         let slots_before = scan.slots_sent();
         let step = scan.step(env.store, env.options, &mut self.window, self.epoch, out)?;
         let slots = scan.slots_sent() - slots_before;
@@ -183,6 +203,7 @@ impl Attached {
             ScanStep::Batch => {
                 scan.publish(&self.shown.cell);
                 self.shown.cell.carried(slots, out.len() - HEADER_SIZE);
+                self.turn.iter_mut().for_each(|turn| turn.spent(out.len()));
                 Ok(Next::Frame)
             }
             ScanStep::Wait => Ok(Next::Nothing),
@@ -211,6 +232,7 @@ impl Attached {
         ScanDone { through, consistent_at: self.consistent_at }.push(out, self.epoch);
         self.seq_sent = through;
         self.flow = Flow::Stream;
+        self.turn.iter_mut().for_each(Turn::pause);
         self.shown.cell.set_phase(Phase::CatchUp);
     }
 
@@ -221,6 +243,10 @@ impl Attached {
             return Next::Frame;
         }
         if let Some((frame, carried)) = RingFrame::cut(&mut self.ring, bytes_max, self.seq_sent, self.epoch) {
+            if std::mem::take(&mut self.is_drained) {
+                // The head has moved just now, after a rest that is nobody's lag.
+                env.links.heads.seen(self.shard, monotonic_ms(env.now), self.seq_sent);
+            }
             self.seq_sent = carried.seq_last;
             self.flow = Flow::Frame(frame);
             let cell = &self.shown.cell;
@@ -234,6 +260,7 @@ impl Attached {
             self.answer_overflow(env);
             return Next::Frame;
         }
+        self.is_drained = true;
         Next::Nothing
     }
 
@@ -247,6 +274,9 @@ impl Attached {
         }
         let since = if is_planted(Bug::ScanSinceHead) { env.store.head(self.shard) } else { self.seq_sent };
         self.flow = Flow::Scan(ScanSender::new(env.store, self.shard, since, through, env.now));
+        let (pace, now) = (&env.registry.pace, env.now.monotonic);
+        self.is_drained = false;
+        self.turn.get_or_insert_with(|| Turn::of_overflow(pace, now));
         self.consistent_at = Seq::MAX;
         self.shown.cell.set_phase(Phase::Scan);
     }
@@ -260,6 +290,7 @@ impl Attached {
         let acked_before = std::mem::replace(&mut self.seq_acked, ack.applied);
         if ack.applied >= self.consistent_at && !matches!(self.flow, Flow::Scan(_)) {
             self.shown.cell.set_phase(Phase::Stream);
+            self.turn = None;
         }
         let cell = &self.shown.cell;
         let received = ack.received.clamp(ack.applied, self.seq_sent);
@@ -293,7 +324,7 @@ impl Attached {
 
     fn publish_head(&mut self, env: Env<'_>) {
         let head = self.head_seen.max(self.seq_sent);
-        env.links.heads.sample(self.shard, monotonic_ms(env.now), head);
+        env.links.heads.seen(self.shard, monotonic_ms(env.now), head);
         self.shown.cell.head_seq.store(head.0, Relaxed);
     }
 }

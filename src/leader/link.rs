@@ -238,6 +238,15 @@ impl Link {
         matches!(&self.state, State::Attached(attached) if attached.has_ring_work())
     }
 
+    /// When to call [`Link::send`] for a scan that had to wait.
+    #[must_use]
+    pub fn scan_retry_at(&self) -> Option<Duration> {
+        match &self.state {
+            State::Attached(attached) => attached.scan_retry_at(),
+            _ => None,
+        }
+    }
+
     /// When to call [`Link::check_deadlines`] and [`Link::send`] at the latest.
     #[must_use]
     pub fn deadline(&self, options: &Options) -> Duration {

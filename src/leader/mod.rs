@@ -2,7 +2,7 @@
 //!
 //! [`link`] is one connection's state machine (no I/O, no clock of its own): it checks the Hello
 //! ([`hello`]), sends the scan ([`scan`]), then the ring ([`stream`]). [`pool`] is the thin shell of
-//! threads and sockets around many links; [`registry`] counts them.
+//! threads and sockets around many links; [`registry`] counts them, [`pace`] bounds what scans take.
 //!
 //! Memory per link, whatever the follower does: the ring, one scan batch, one receive buffer of
 //! [`link::RECEIVE_BUFFER_SIZE`] bytes, and what the kernel buffers for its socket.
@@ -10,6 +10,7 @@
 mod attached;
 mod hello;
 pub mod link;
+mod pace;
 pub mod pool;
 pub mod registry;
 mod scan;
@@ -39,6 +40,10 @@ pub struct Options {
     pub ring_bytes: usize,
     /// Scan payload that may be under way without an Ack.
     pub ack_window_bytes_max: u64,
+    /// Bytes per second that all scans may send together; 0 = no limit.
+    pub scan_bytes_per_second_max: u64,
+    /// Scans of links that do not stream yet, at one time; others wait in phase queued; 0 = no limit.
+    pub scans_max: usize,
     /// Payload of a scan batch; one record always fits.
     pub scan_batch_bytes_max: usize,
     /// Payload of a stream batch; one record always fits.
@@ -69,6 +74,8 @@ impl Default for Options {
             handshake_timeout: Duration::from_secs(5),
             ring_bytes: 4 << 20,
             ack_window_bytes_max: 1 << 20,
+            scan_bytes_per_second_max: 0,
+            scans_max: 0,
             scan_batch_bytes_max: 64 << 10,
             stream_batch_bytes_max: PAYLOAD_SIZE_MAX,
             followers_per_shard_max: 16,

@@ -363,7 +363,7 @@ impl Worker {
         {
             accepting.heads_at = crate::wire::next_beat(now.monotonic, HEADS_INTERVAL);
             for shard in env.store.shards() {
-                env.links.heads.sample(shard, monotonic_ms(now), env.store.head(shard));
+                env.links.heads.seen(shard, monotonic_ms(now), env.store.head(shard));
             }
         }
         for place in &mut self.connections {
@@ -383,12 +383,13 @@ impl Worker {
 
     /// When the next pass is due if nothing else happens.
     fn deadline(&self) -> Duration {
-        let of_links = self
-            .connections
-            .iter()
-            .flatten()
-            .map(|connection| connection.link.deadline(&self.shared.options))
-            .min();
+        let of_link = |connection: &Connection| {
+            let deadline = connection.link.deadline(&self.shared.options);
+            // Nothing can be sent while the socket takes nothing.
+            let retry_at = connection.link.scan_retry_at().filter(|_| connection.is_writable);
+            retry_at.map_or(deadline, |retry_at| retry_at.min(deadline))
+        };
+        let of_links = self.connections.iter().flatten().map(of_link).min();
         let of_accepting = self.accepting.as_ref();
         let of_heads = of_accepting.map(|accepting| accepting.heads_at);
         let of_retry = of_accepting.and_then(|accepting| accepting.retry_at);
@@ -489,8 +490,9 @@ impl Connection {
         }
         let mut bytes = 0;
         let mut work = if self.is_readable { Work::More } else { Work::None };
-        let has_ring_work = self.link.has_ring_work();
-        if self.is_writable && (self.is_send_due || has_ring_work) {
+        let has_work =
+            self.link.has_ring_work() || self.link.scan_retry_at().is_some_and(|at| env.now.monotonic >= at);
+        if self.is_writable && (self.is_send_due || has_work) {
             let Sent { stop, batch_bytes } = self.link.send(&mut self.stream, SEND_BUDGET, env)?;
             self.is_send_due = stop == SendStop::More;
             self.is_writable = stop != SendStop::Blocked;

@@ -5,9 +5,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::pace::Pace;
+
 /// Counts of links.
 #[derive(Debug)]
 pub struct Registry {
+    pub(super) pace: Arc<Pace>,
     pending: Seats,
     shards: Box<[Seats]>,
 }
@@ -29,7 +32,8 @@ impl Registry {
     #[must_use]
     pub fn new(shard_count: u16, followers_per_shard_max: u16, pending_max: usize) -> Self {
         let shard = || Seats::new(usize::from(followers_per_shard_max));
-        Self { pending: Seats::new(pending_max), shards: (0..shard_count).map(|_| shard()).collect() }
+        let shards = (0..shard_count).map(|_| shard()).collect();
+        Self { pace: Arc::default(), pending: Seats::new(pending_max), shards }
     }
 
     /// A seat for a connection that has not said Hello; `None` = there are too many.

@@ -29,12 +29,24 @@ pub struct LagSamples {
 }
 
 impl LagSamples {
-    /// Notes that the head was `head` at this time.
-    pub fn sample(&mut self, at_ms: u64, head: Seq) {
-        // A head that went back is another history: what was above it never was in this one.
+    /// Notes that the head was `head` at this time, as its owner says. One that went back is another
+    /// history: what was above it never was in this one.
+    pub fn heard(&mut self, at_ms: u64, head: Seq) {
         while self.samples.last().is_some_and(|newest| newest.head > head || newest.at_ms > at_ms) {
             self.samples.pop();
         }
+        self.push(at_ms, head);
+    }
+
+    /// Notes that the head was at least `head` at this time, as one of several who look at it now and then.
+    pub fn seen(&mut self, at_ms: u64, head: Seq) {
+        let newest = self.samples.last().copied();
+        if newest.is_none_or(|newest| newest.head <= head) {
+            self.push(newest.map_or(at_ms, |newest| newest.at_ms.max(at_ms)), head);
+        }
+    }
+
+    fn push(&mut self, at_ms: u64, head: Seq) {
         match self.samples.as_mut_slice() {
             // The first and the last moment of a head that rests tell all about it.
             [.., before, newest] if newest.head == head && before.head == head => newest.at_ms = at_ms,
@@ -84,9 +96,14 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Notes a shard's head.
-    pub fn sample(&self, shard: ShardIndex, at_ms: u64, head: Seq) {
-        self.shards.lock().entry(shard.0).or_default().sample(at_ms, head);
+    /// As [`LagSamples::heard`].
+    pub fn heard(&self, shard: ShardIndex, at_ms: u64, head: Seq) {
+        self.shards.lock().entry(shard.0).or_default().heard(at_ms, head);
+    }
+
+    /// As [`LagSamples::seen`].
+    pub fn seen(&self, shard: ShardIndex, at_ms: u64, head: Seq) {
+        self.shards.lock().entry(shard.0).or_default().seen(at_ms, head);
     }
 
     /// As [`LagSamples::time_at`].
@@ -138,7 +155,7 @@ mod tests {
         let mut samples = LagSamples::default();
         assert_eq!(samples.time_at(Seq(5)), None);
         for (at_ms, head) in [(1_000, 5), (1_050, 5), (1_100, 5), (1_200, 9), (1_300, 12)] {
-            samples.sample(at_ms, Seq(head));
+            samples.seen(at_ms, Seq(head));
         }
         assert_eq!(samples.time_at(Seq(12)), Some(1_300));
         assert_eq!(samples.time_at(Seq(13)), Some(1_300));
@@ -146,7 +163,9 @@ mod tests {
         assert_eq!(samples.time_at(Seq(7)), Some(1_150));
         assert_eq!(samples.time_at(Seq(9)), Some(1_200));
         assert_eq!(samples.time_at(Seq(1)), Some(1_000), "the oldest time known");
-        samples.sample(1_400, Seq(7));
+        samples.seen(1_350, Seq(11));
+        assert_eq!(samples.time_at(Seq(12)), Some(1_300), "another look had more already");
+        samples.heard(1_400, Seq(7));
         assert_eq!(samples.time_at(Seq(12)), Some(1_400), "a head that went back is another history");
         assert_eq!(samples.time_at(Seq(5)), Some(1_100));
     }
@@ -159,10 +178,10 @@ mod tests {
         let mut at_ms = 0;
         // A month, by the minute at first and then ever finer.
         while at_ms < now_ms {
-            samples.sample(at_ms, Seq(at_ms + 1));
+            samples.seen(at_ms, Seq(at_ms + 1));
             at_ms += ((now_ms - at_ms) / 1_000).clamp(10, 60_000);
         }
-        samples.sample(now_ms, Seq(now_ms + 1));
+        samples.seen(now_ms, Seq(now_ms + 1));
         assert!(samples.samples.len() <= SAMPLES_MAX);
         for (newer, older) in samples.samples.iter().skip(1).zip(&samples.samples) {
             let (gap, age) = (newer.at_ms - older.at_ms, now_ms - older.at_ms);
@@ -178,9 +197,9 @@ mod tests {
     fn a_burst_after_a_long_rest_does_not_look_like_an_old_lag() {
         let mut samples = LagSamples::default();
         for second in 0..3_600 {
-            samples.sample(second * 1_000, Seq(100));
+            samples.seen(second * 1_000, Seq(100));
         }
-        samples.sample(3_600_000, Seq(1_000));
+        samples.seen(3_600_000, Seq(1_000));
         assert_eq!(samples.time_at(Seq(100)), Some(3_599_000));
         let halfway = samples.time_at(Seq(550)).unwrap();
         assert!((3_599_000..3_600_000).contains(&halfway), "{halfway}");

@@ -107,8 +107,8 @@ fn a_leader_knows_lag_exactly_and_a_silent_leader_is_lag_for_its_follower() {
     let links = Links::new();
     let cell = cell(&links, 1, 0, 10);
     cell.carried(4, 400);
-    links.heads.sample(ShardIndex(0), 1_000, Seq(10));
-    links.heads.sample(ShardIndex(0), 2_000, Seq(20));
+    links.heads.heard(ShardIndex(0), 1_000, Seq(10));
+    links.heads.heard(ShardIndex(0), 2_000, Seq(20));
     let lag = |head, now| links.lag(&cell, Seq(head), 8, 50, at(now));
     assert_eq!(lag(10, 90_000), Lag::default(), "nothing new for long is no lag");
     assert_eq!(lag(15, 3_000), Lag { records: 5, bytes: 500, ms: 2_000 });
@@ -121,10 +121,10 @@ fn a_leader_knows_lag_exactly_and_a_silent_leader_is_lag_for_its_follower() {
     cell.clock_offset_ms.store(3_600_000, Ordering::Relaxed);
     cell.silence_ms_max.store(2_000, Ordering::Relaxed);
     cell.applied_seq.store(20, Ordering::Relaxed);
-    links.heads.sample(ShardIndex(0), 3_610_000, Seq(20));
+    links.heads.heard(ShardIndex(0), 3_610_000, Seq(20));
     assert_eq!(lag(20, 11_900).ms, 0, "between two heartbeats");
     assert_eq!(lag(20, 19_000).ms, 9_000);
-    links.heads.sample(ShardIndex(0), 3_619_000, Seq(25));
+    links.heads.heard(ShardIndex(0), 3_619_000, Seq(25));
     assert_eq!(lag(25, 19_000), Lag { records: 5, bytes: 500, ms: 9_000 });
 }
 
@@ -133,7 +133,7 @@ fn a_follower_in_its_first_scan_is_near_nothing() {
     let links = Links::new();
     let cell = cell(&links, 1, 0, 0);
     cell.set_phase(Phase::Scan);
-    links.heads.sample(ShardIndex(0), 1_000, Seq(10));
+    links.heads.heard(ShardIndex(0), 1_000, Seq(10));
     let near = |head| links.near(ShardIndex(0), Seq(head), Duration::from_secs(10), at(1_001));
     assert_eq!(near(10), 0);
     assert_eq!(near(0), 1, "of an empty shard there is nothing to have");

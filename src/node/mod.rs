@@ -285,6 +285,8 @@ impl Base {
                 dead_after: common.dead_after,
                 ring_bytes: lead.ring_size.unwrap_or_else(|| leader::ring_bytes_for(&store.geometry())),
                 ack_window_bytes_max: lead.ack_window as u64,
+                scan_bytes_per_second_max: common.replication.scan_rate_max.unwrap_or(0) as u64,
+                scans_max: common.replication.scans_max.map_or(0, usize::from),
                 resp_port,
                 ..leader::Options::default()
             },
@@ -328,6 +330,7 @@ impl Base {
         let options = resp::Options {
             workers: common.workers.map_or(defaults.workers, usize::from),
             clients_max: usize::try_from(common.max_clients).unwrap_or(usize::MAX),
+            demands: common.replication.demands(),
             ..defaults
         };
         let address = self.resp_port.address;

@@ -10,9 +10,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::context::Context;
 use super::rules::{Demands, Rules};
-use super::session::Clients;
 use super::table;
-use super::worker::{self, Rate, Worker};
+use super::worker::{self, Shared, Worker};
 use crate::counters::Counters;
 use crate::slot::Geometry;
 
@@ -72,22 +71,15 @@ impl Server {
         let options = options.fit(&context.store.geometry());
         let listeners = listen(listener_address, options.workers)?;
         let address = listeners[0].local_addr()?;
-        let counters = Counters::new(options.workers, table::names());
-        let clients = Arc::new(Clients::default());
-        let rate = Arc::new(Rate::default());
-        let rules = Arc::new(Rules::new(options.demands));
+        let shared = Shared {
+            counters: Counters::new(options.workers, table::names()),
+            clients: Arc::default(),
+            rate: Arc::default(),
+            rules: Arc::new(Rules::new(options.demands)),
+        };
         let mut threads = Vec::new();
         for (index, listener) in listeners.into_iter().enumerate() {
-            let worker = Worker::new(
-                index,
-                address,
-                options.clone(),
-                context.clone(),
-                Arc::clone(&counters),
-                Arc::clone(&clients),
-                Arc::clone(&rate),
-                Arc::clone(&rules),
-            );
+            let worker = Worker::new(index, address, options.clone(), context.clone(), shared.clone());
             let spawned = thread::Builder::new()
                 .name(format!("resp-{index}"))
                 .spawn(move || worker::run(worker, listener));
@@ -101,7 +93,7 @@ impl Server {
             }
         }
         tracing::info!(%address, workers = options.workers, "serving Redis clients");
-        Ok(Self { address, counters, threads: Mutex::new(threads) })
+        Ok(Self { address, counters: shared.counters, threads: Mutex::new(threads) })
     }
 
     /// Where the server listens; with port 0 asked for, the port it got.

@@ -39,6 +39,15 @@ pub(super) struct Worker {
     now_ms: AtomicU64,
 }
 
+/// What all workers share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) counters: Arc<Counters>,
+    pub(super) clients: Arc<Clients>,
+    pub(super) rate: Arc<Rate>,
+    pub(super) rules: Arc<Rules>,
+}
+
 /// Commands per second, over the last second and a half.
 #[derive(Debug, Default)]
 pub(super) struct Rate {
@@ -80,11 +89,9 @@ impl Worker {
         address: SocketAddr,
         options: Options,
         context: Context,
-        counters: Arc<Counters>,
-        clients: Arc<Clients>,
-        rate: Arc<Rate>,
-        rules: Arc<Rules>,
+        shared: Shared,
     ) -> Arc<Self> {
+        let Shared { counters, clients, rate, rules } = shared;
         let limits = Limits {
             args_max: options.args_max,
             bulk_size_max: options.bulk_size_max,

@@ -11,6 +11,7 @@ mod expiry;
 mod garbage;
 mod harness;
 mod http;
+mod levels;
 mod load;
 mod resp_clients;
 mod resp_commands;

@@ -204,6 +204,52 @@ fn wait_counts_followers_that_have_the_connections_writes() {
 }
 
 #[test]
+fn config_set_takes_all_of_it_or_none() {
+    let server = TestServer::start();
+    let mut client = server.connect();
+    let get = |client: &mut crate::resp_support::Client<std::net::TcpStream>, name: &str| {
+        let reply = client.ask(&format!("config get {name}"));
+        reply.split("\r\n").nth(4).unwrap_or_default().to_owned()
+    };
+    assert_eq!(client.ask("config set sync-level applied sync-timeout 250ms"), "+OK\r\n");
+    assert_eq!(
+        (get(&mut client, "sync-level"), get(&mut client, "sync-timeout")),
+        ("applied".into(), "250ms".into())
+    );
+    for (words, wanted) in [
+        ("sync-level none sync-timeout 3", "possibly related to argument 'sync-timeout') - wanted a time"),
+        (
+            "sync-level none maxmemory 100",
+            "Unknown option or number of arguments for CONFIG SET - 'maxmemory'",
+        ),
+        ("min-replicas-to-write -1", "couldn't be parsed into an integer"),
+        ("reads-while-syncing maybe", "must be 'yes' or 'no'"),
+        ("sync-level", "wrong number of arguments for 'config|set'"),
+    ] {
+        let error = client.ask(&format!("config set {words}"));
+        assert!(error.starts_with("-ERR ") && error.contains(wanted), "{words}: {error}");
+    }
+    assert_eq!(get(&mut client, "sync-level"), "applied");
+    assert_eq!(client.ask("config set min-slaves-to-write 2 min-replicas-max-lag 7"), "+OK\r\n");
+    assert_eq!(get(&mut client, "min-replicas-to-write"), "2");
+    assert_eq!(get(&mut client, "min-slaves-max-lag"), "7");
+    // It holds from the next command of the same pipeline on.
+    client.send(
+        &[
+            encode(&["config", "set", "min-replicas-to-write", "0", "sync-level", "none"]),
+            encode(&["set", "k", "v"]),
+        ]
+        .concat(),
+    );
+    assert_eq!((client.reply(), client.reply()), (b"+OK\r\n".to_vec(), b"+OK\r\n".to_vec()));
+    client.send(
+        &[encode(&["config", "set", "min-replicas-to-write", "1"]), encode(&["set", "k", "v"])].concat(),
+    );
+    assert_eq!(client.reply(), b"+OK\r\n");
+    assert_eq!(client.reply(), b"-NOREPLICAS Not enough good replicas to write.\r\n");
+}
+
+#[test]
 fn a_waiting_client_that_leaves_is_let_go() {
     let server = TestServer::start();
     let mut client = server.connect();
@@ -367,7 +413,9 @@ fn command_describes_every_command() {
     let count = client.ask("command count");
     let all = client.ask("command");
     assert_eq!(format!(":{}", all[1..].split_once("\r\n").unwrap().0), count.trim_end());
-    assert_eq!(client.ask("command docs"), "*0\r\n");
+    assert_eq!(client.ask("command docs get"), "*0\r\n", "clients know what GET is");
+    let docs = client.ask("command docs get SlotStream.WaitSeq");
+    assert!(docs.starts_with("*2\r\n$18\r\nslotstream.waitseq\r\n*4\r\n$7\r\nsummary\r\n"), "{docs}");
     assert_eq!(
         client.ask("command info get"),
         "*1\r\n*10\r\n$3\r\nget\r\n:2\r\n*2\r\n+readonly\r\n+fast\r\n:1\r\n:1\r\n:1\r\n*0\r\n*0\r\n*0\r\n*0\r\n"

@@ -58,6 +58,8 @@ impl Scenario {
             ack_window_bytes_max: *random.pick(&[1, 200, 1000, 1 << 20]),
             scan_batch_bytes_max: *random.pick(&[1, 150, 400, 64 << 10]),
             stream_batch_bytes_max: *random.pick(&[1, 200, 600, 256 << 10]),
+            scan_bytes_per_second_max: *random.pick(&[0, 0, 0, 10_000]),
+            scans_max: *random.pick(&[0, 0, 0, 1]),
             ..leader::Options::default()
         };
         Self {

@@ -96,8 +96,7 @@ pub(super) fn set(call: &mut Call<'_>) -> Result<Flow, CommandError> {
     for at in (2..call.args.len()).step_by(2) {
         let (name, value) = (call.args.at(at), call.args.at(at + 1));
         let is_named = |known: &&str| known.as_bytes().eq_ignore_ascii_case(name);
-        let Some(setting) = SETTINGS.iter().find(|setting| setting.names.iter().any(|known| is_named(known)))
-        else {
+        let Some(setting) = SETTINGS.iter().find(|setting| setting.names.iter().any(is_named)) else {
             let before = "ERR Unknown option or number of arguments for CONFIG SET - '";
             return Err(CommandError::repeating(before, name, "'"));
         };

@@ -1,0 +1,91 @@
+//! Options about what replication is asked to guarantee, and what it may cost.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::links::Level;
+use crate::resp::Demands;
+use crate::units;
+
+/// How sure a write is to be before it is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SyncLevel {
+    /// It is applied here.
+    None,
+    /// Followers have received it.
+    Received,
+    /// Followers have applied it.
+    Applied,
+}
+
+/// Yes or no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum YesNo {
+    /// Yes.
+    #[value(alias = "true")]
+    Yes,
+    /// No.
+    #[value(alias = "false")]
+    No,
+}
+
+/// What replication is asked for.
+#[derive(Debug, Clone, Args)]
+pub struct Replication {
+    /// Refuse a write (NOREPLICAS) where fewer followers than this are near; 0 is none
+    #[arg(long, env = "SLOTSTREAM_MIN_FOLLOWERS_TO_WRITE", value_name = "N", default_value_t = 0)]
+    pub min_followers_to_write: u16,
+    /// How far behind a follower may be that counts for --min-followers-to-write
+    #[arg(long, env = "SLOTSTREAM_MIN_FOLLOWERS_MAX_LAG", value_name = "TIME", default_value = "10s", value_parser = units::parse_duration)]
+    pub min_followers_max_lag: Duration,
+    /// What followers must have done with a write before its reply is sent
+    #[arg(
+        long,
+        env = "SLOTSTREAM_SYNC_LEVEL",
+        value_name = "LEVEL",
+        default_value = "none",
+        ignore_case = true
+    )]
+    pub sync_level: SyncLevel,
+    /// How many followers that takes
+    #[arg(long, env = "SLOTSTREAM_SYNC_FOLLOWERS", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub sync_followers: u16,
+    /// After this long the reply is an error (NOREPLICAS); the write stays
+    #[arg(long, env = "SLOTSTREAM_SYNC_TIMEOUT", value_name = "TIME", default_value = "1s", value_parser = units::parse_duration)]
+    pub sync_timeout: Duration,
+    /// Let a follower be read while a scan makes a shard whole; `no` answers MASTERDOWN
+    #[arg(
+        long,
+        env = "SLOTSTREAM_READS_WHILE_SYNCING",
+        value_name = "YES_NO",
+        default_value = "yes",
+        ignore_case = true
+    )]
+    pub reads_while_syncing: YesNo,
+    /// Bytes per second that all scans to followers may send together [default: no limit]
+    #[arg(long, env = "SLOTSTREAM_SCAN_RATE_MAX", value_name = "SIZE", value_parser = units::parse_size)]
+    pub scan_rate_max: Option<usize>,
+    /// Shards scanned for followers at one time; others wait, those that stream do not [default: no limit]
+    #[arg(long, env = "SLOTSTREAM_SCANS_MAX", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub scans_max: Option<u16>,
+}
+
+impl Replication {
+    /// What Redis clients' reads and writes demand.
+    #[must_use]
+    pub fn demands(&self) -> Demands {
+        Demands {
+            followers_min: self.min_followers_to_write.into(),
+            followers_lag_max: self.min_followers_max_lag,
+            sync_level: match self.sync_level {
+                SyncLevel::None => None,
+                SyncLevel::Received => Some(Level::Received),
+                SyncLevel::Applied => Some(Level::Applied),
+            },
+            sync_followers: self.sync_followers.into(),
+            sync_timeout: self.sync_timeout,
+            reads_while_syncing: self.reads_while_syncing == YesNo::Yes,
+        }
+    }
+}
