@@ -497,17 +497,16 @@ impl Shard {
     fn format_to(&mut self, slots: u32) -> io::Result<()> {
         const STEP_BYTES: usize = 256 << 10;
         let (formatted, image_of) = (self.slots_formatted(), free_images(self.shard()));
-        let mut next = formatted;
-        let mut bytes = Vec::new();
-        while next < slots {
-            let start = self.slot_offset(SlotIndex(next));
-            bytes.clear();
-            while next < slots && bytes.len() < STEP_BYTES {
-                bytes.extend_from_slice(&image_of(SlotIndex(next)));
-                bytes.resize(bytes.len() - HEADER_SIZE + self.stride, 0);
-                next += 1;
+        let step = (STEP_BYTES / self.stride).max(1).min((slots - formatted) as usize);
+        // Headers only: what lies between them stays zero.
+        let mut bytes = vec![0; step * self.stride];
+        for first in (formatted..slots).step_by(step) {
+            let mut len = 0;
+            for (slot, target) in (first..slots).zip(bytes.chunks_exact_mut(self.stride)) {
+                target[..HEADER_SIZE].copy_from_slice(&image_of(SlotIndex(slot)));
+                len += self.stride;
             }
-            self.region.fill(start, &bytes)?;
+            self.region.fill(self.slot_offset(SlotIndex(first)), &bytes[..len])?;
         }
         compiler_fence(Ordering::SeqCst);
         self.free.insert_range(formatted..slots);
