@@ -9,6 +9,7 @@ mod demo;
 mod disk;
 mod expiry;
 mod garbage;
+mod guard_rails;
 mod harness;
 mod http;
 mod load;
