@@ -13,6 +13,7 @@ mod guard_rails;
 mod harness;
 mod http;
 mod load;
+mod network;
 mod resp_clients;
 mod resp_commands;
 mod resp_differential;
