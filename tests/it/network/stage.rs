@@ -219,7 +219,7 @@ impl Stage {
     }
 
     /// The leader's links in this phase that have carried something.
-    fn count_in(&self, phase: &str) -> usize {
+    pub(crate) fn count_in(&self, phase: &str) -> usize {
         let status = self.leader.status();
         let links = status["links"].as_array().expect("links");
         links.iter().filter(|link| link["phase"] == phase && link["bytes"] != 0).count()
