@@ -5,6 +5,7 @@
 //! follower first scans the shard's slots, then streams the ring.
 #![doc = include_str!("ARCHITECTURE.md")]
 
+pub mod chance;
 mod checksum;
 pub mod clock;
 pub mod counters;

@@ -225,6 +225,10 @@ pub struct Totals {
     pub records_applied: AtomicU64,
     /// Records that the slot already held, or something newer.
     pub records_skipped: AtomicU64,
+    /// Rewinds begun by a follower that held what its leader never had.
+    pub rewinds: AtomicU64,
+    /// Writes that rewinds dropped; each is in a report.
+    pub writes_dropped: AtomicU64,
     /// Heartbeats sent.
     pub heartbeats_sent: AtomicU64,
     /// Heartbeats received.
@@ -248,6 +252,7 @@ pub struct Links {
     pub heads: Heads,
     /// What links tell their node.
     pub notices: Notices,
+    superseded_by_epoch: AtomicU64,
     /// Totals since the process started.
     pub totals: Totals,
 }
@@ -330,6 +335,26 @@ impl Links {
     #[must_use]
     pub fn streams(&self, shard: ShardIndex) -> bool {
         self.cells.lock().iter().any(|cell| cell.shard == shard.0 && cell.phase() == Phase::Stream)
+    }
+
+    /// Leader: the newest epoch that a follower has heard of, if it is newer than ours. The leader has
+    /// stopped taking writes then; whoever drives the node decides what it does next.
+    #[must_use]
+    pub fn superseded_by_epoch(&self) -> Option<u64> {
+        match self.superseded_by_epoch.load(Ordering::Relaxed) {
+            0 => None,
+            epoch => Some(epoch),
+        }
+    }
+
+    /// Forgets that, when the node has another role.
+    pub fn forget_superseded(&self) {
+        self.superseded_by_epoch.store(0, Ordering::Relaxed);
+    }
+
+    /// Leader's links: a follower has heard of a newer epoch; says whether that is news.
+    pub(crate) fn supersede(&self, epoch: u64) -> bool {
+        self.superseded_by_epoch.fetch_max(epoch, Ordering::Relaxed) < epoch
     }
 
     /// A wait until `look` finds what it looks for: it is asked at once, and again whenever a link of one

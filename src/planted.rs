@@ -28,6 +28,16 @@ pub enum Bug {
     StaleImageApplied,
     /// Applying an image leaves the slot's former key in the index.
     FormerKeyKept,
+    /// The last seq that two histories share is taken to be one higher.
+    ForkTooHigh,
+    /// An image that was asked for in a rewind is taken only if its seq is newer than its slot's.
+    ForcedImageRefused,
+    /// A rewind leaves the slots to come in the index.
+    IndexKeptInRewind,
+    /// A scan's position is kept before its batch is applied.
+    PositionTooEarly,
+    /// A node takes an older epoch than one it has heard of.
+    OlderEpochAccepted,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -297,14 +297,25 @@ impl Window {
     #[inline]
     #[must_use]
     pub fn load_line(&self, index: usize) -> Option<[u64; LINE_WORDS]> {
-        let len = self.memory.len.load(Ordering::Acquire);
-        let offset =
-            index.checked_mul(LINE_SIZE).filter(|offset| *offset < len && LINE_SIZE <= len - *offset)?;
+        let lines = self.memory.len.load(Ordering::Acquire) / LINE_SIZE;
+        let offset = (index < lines).then(|| index * LINE_SIZE)?;
         // SAFETY: in bounds as checked above.
         let line = unsafe { self.memory.base.add(offset).cast::<[AtomicU64; LINE_WORDS]>() };
         // SAFETY: in bounds and aligned: the base is, and so is the offset; stores there are atomic.
         let line = unsafe { line.as_ref() };
         Some(std::array::from_fn(|place| line[place].load(Ordering::Relaxed)))
+    }
+
+    /// Loads the `index`-th word.
+    #[inline]
+    #[must_use]
+    pub fn load_word(&self, index: usize) -> Option<u64> {
+        let words = self.memory.len.load(Ordering::Acquire) / 8;
+        let offset = (index < words).then(|| index * 8)?;
+        // SAFETY: in bounds as checked above.
+        let word = unsafe { self.memory.base.add(offset).cast::<AtomicU64>() };
+        // SAFETY: in bounds and aligned: the base is, and so is the offset; stores there are atomic.
+        Some(unsafe { word.as_ref() }.load(Ordering::Relaxed))
     }
 
     /// Starts loading the cache line at an offset.

@@ -49,7 +49,7 @@ pub struct Addresses {
     pub listen: SocketAddr,
     /// Metrics, health, status.
     pub http_listen: SocketAddr,
-    /// Replication; a follower has none.
+    /// Replication; none before it is bound.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub replication_listen: Option<SocketAddr>,
 }

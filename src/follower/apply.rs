@@ -1,31 +1,55 @@
 //! A shard's progress on a follower: what a batch, a ScanDone, a Welcome does to store and watermark.
 //!
 //! Always true:
-//! - the watermark never goes back within an epoch, and names a seq up to which everything is held;
+//! - the watermark goes back only where a rewind begins, and names a seq up to which everything is held;
 //! - before the first image of a batch is applied, the store notes that its state is no prefix until
 //!   the batch (or the scan) is through, so that a crash or a bad record half-way leaves no false claim;
 //! - records of the stream are taken only if they follow the watermark without a hole.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
 
 use crate::links::Totals;
 use crate::planted::{Bug, is_planted};
 use crate::slot::image::image_seq;
 use crate::slot::layout::HEADER_SIZE;
-use crate::slot::{Records, Seq, ShardIndex};
-use crate::store::{Progress, Store, Term};
-use crate::wire::message::{ScanDone, Welcome};
+use crate::slot::{Records, Seq, ShardIndex, SlotIndex};
+use crate::store::{Progress, Rewound, Step, Store};
+use crate::wire::message::{ScanDone, ScanPlace, ScanStart, WANT_LEN_MAX, Welcome};
 
 use super::link::LinkError;
+
+/// The slot behind this one; the last one there can be has none.
+fn after(slot: SlotIndex) -> SlotIndex {
+    SlotIndex(slot.0.saturating_add(1))
+}
 
 /// Progress of one shard while a link is up; the store holds the same.
 #[derive(Debug)]
 pub(super) struct Applier {
     shard: ShardIndex,
     progress: Progress,
+    scan: Scanned,
+    /// Slots asked for that have not come.
+    asked: VecDeque<SlotIndex>,
+}
+
+/// How far the scan under way has come.
+#[derive(Debug, Clone, Copy, Default)]
+struct Scanned {
+    /// What it is through to once it is through.
+    through: Seq,
+    /// Slots below this one hold everything up to `held`.
+    next: SlotIndex,
+    held: Seq,
+    /// It goes on where another was cut off; the slots before that come last.
+    is_second: bool,
 }
 
 impl Applier {
     pub(super) fn new(store: &Store, shard: ShardIndex) -> Self {
-        Self { shard, progress: store.progress(shard) }
+        let progress = store.progress(shard);
+        Self { shard, progress, scan: Scanned::default(), asked: VecDeque::new() }
     }
 
     pub(super) fn watermark(&self) -> Seq {
@@ -36,22 +60,109 @@ impl Applier {
         self.progress.is_consistent()
     }
 
-    /// Takes over the leader's lineage and makes room for a first scan.
-    pub(super) fn welcome(&mut self, store: &Store, welcome: &Welcome) -> Result<(), LinkError> {
-        if welcome.since != self.progress.seq {
-            return Err(LinkError::Since { found: welcome.since, wanted: self.progress.seq });
+    /// Takes over the leader's lineage, makes room for a first scan, and begins a rewind if the leader
+    /// shares less than is held here; says whether slots are to be asked for.
+    pub(super) fn welcome(
+        &mut self,
+        store: &Store,
+        totals: &Totals,
+        welcome: &Welcome,
+    ) -> Result<bool, LinkError> {
+        let (fork, head) = (welcome.fork, store.head_shared(self.shard));
+        if fork > head && !is_planted(Bug::ForkTooHigh) {
+            return Err(LinkError::Fork { found: fork, head });
         }
-        let lineage: Vec<Term> = welcome
-            .lineage
-            .iter()
-            .map(|(epoch, first_seq)| Term { epoch: *epoch, first_seq: first_seq.0 })
-            .collect();
-        if store.lineage(self.shard) != lineage {
-            store.set_lineage(self.shard, &lineage);
+        let wanted = self.progress.seq.min(fork);
+        if welcome.since != wanted {
+            return Err(LinkError::Since { found: welcome.since, wanted });
+        }
+        let is_asking = head > fork || store.is_astray(self.shard);
+        if is_asking {
+            self.begin_rewind(store, totals, welcome)?;
+        }
+        if store.lineage(self.shard) != welcome.lineage {
+            store.set_lineage(self.shard, &welcome.lineage);
         }
         if welcome.since == Seq::ZERO {
             store.reserve(self.shard, welcome.records)?;
         }
+        self.scan = match welcome.scan_place {
+            Some(ScanPlace { next, through }) => {
+                Scanned { through: welcome.head, next, held: through, is_second: true }
+            }
+            None => Scanned { through: welcome.head, held: welcome.head, ..Scanned::default() },
+        };
+        Ok(is_asking)
+    }
+
+    fn begin_rewind(&mut self, store: &Store, totals: &Totals, welcome: &Welcome) -> Result<(), LinkError> {
+        let goes_on = store.lineage(self.shard) == welcome.lineage;
+        let had = store.head(self.shard);
+        let Rewound { dropped, report } =
+            store.begin_rewind(self.shard, welcome.fork, goes_on).map_err(LinkError::Rewind)?;
+        self.progress = store.progress(self.shard);
+        let (shard, fork) = (self.shard.0, welcome.fork.0);
+        if dropped > 0 {
+            totals.rewinds.fetch_add(1, Relaxed);
+            totals.writes_dropped.fetch_add(dropped, Relaxed);
+            let report = report.unwrap_or_default();
+            tracing::warn!(
+                shard,
+                fork,
+                had = had.0,
+                dropped,
+                report,
+                "rewind: this shard holds writes that its leader never had; they are dropped, and are in the \
+                 report in the data directory"
+            );
+        } else {
+            tracing::info!(shard, fork, had = had.0, "slots are asked for again");
+        }
+        Ok(())
+    }
+
+    /// The next slots to ask for; none = all are there, and the scan comes.
+    pub(super) fn ask(&mut self, store: &Store) -> Vec<SlotIndex> {
+        assert!(self.asked.is_empty(), "one Want at a time");
+        let slots = store.slots_to_ask_for(self.shard, WANT_LEN_MAX);
+        self.asked.extend(&slots);
+        if slots.is_empty() {
+            store.end_rewind(self.shard);
+            self.progress = store.progress(self.shard);
+        }
+        slots
+    }
+
+    /// Applies slots that were asked for; says whether all of them have come.
+    pub(super) fn asked_batch(&mut self, store: &Store, records: &[u8]) -> Result<bool, LinkError> {
+        let mut last = None;
+        for record in Records::new(&store.geometry(), records) {
+            let found = record.map_err(crate::store::ApplyError::from)?.slot;
+            let wanted = self.asked.pop_front();
+            if wanted != Some(found) {
+                return Err(LinkError::Unasked { found: Some(found), wanted });
+            }
+            last = wanted;
+        }
+        let Some(last) = last else {
+            return Err(LinkError::Unasked { found: None, wanted: self.asked.front().copied() });
+        };
+        store.apply_forced(self.shard, records, after(last))?;
+        self.progress = store.progress(self.shard);
+        Ok(self.asked.is_empty())
+    }
+
+    /// A ring of the leader overflowed: what it could not take comes as a scan.
+    pub(super) fn scan_start(&mut self, start: ScanStart) -> Result<(), LinkError> {
+        let ScanStart { since, through } = start;
+        if since != self.progress.seq {
+            return Err(LinkError::Since { found: since, wanted: self.progress.seq });
+        }
+        if through < since {
+            let watermark = self.progress.seq;
+            return Err(LinkError::ScanDone { through, consistent_at: through, watermark });
+        }
+        self.scan = Scanned { through, held: through, ..Scanned::default() };
         Ok(())
     }
 
@@ -62,16 +173,39 @@ impl Applier {
         totals: &Totals,
         records: &[u8],
     ) -> Result<u64, LinkError> {
+        let mut slots = Records::new(&store.geometry(), records).flatten().map(|record| record.slot);
+        let Some(first) = slots.next() else { return self.apply(store, totals, records) };
+        let last = slots.last().unwrap_or(first);
         if self.progress.consistent_at != Seq::MAX && !is_planted(Bug::ScanNotNoted) {
             self.set(store, Progress { consistent_at: Seq::MAX, ..self.progress });
         }
+        if is_planted(Bug::PositionTooEarly) {
+            self.keep_place(store, first, last);
+        }
+        // Every image is checked while it is applied, so only from here on their slots are to be believed.
         let count = self.apply(store, totals, records)?;
+        self.keep_place(store, first, last);
         if is_planted(Bug::WatermarkTooEarly) {
             let last = Records::new(&store.geometry(), records).flatten().last();
             let seq = last.map_or(Seq::ZERO, |record| image_seq(record.image)).max(self.progress.seq);
             self.set(store, Progress { seq, ..self.progress });
         }
         Ok(count)
+    }
+
+    /// Notes that the slots from `first` to `last` have come.
+    fn keep_place(&mut self, store: &Store, first: SlotIndex, last: SlotIndex) {
+        let mut seq = self.progress.seq;
+        if self.scan.is_second && first < self.scan.next {
+            // All slots behind the place where the scan went on have come before this one, so all slots
+            // hold what the ones before that place held already.
+            seq = seq.max(self.scan.held);
+            let through = self.scan.through;
+            self.scan = Scanned { through, held: through, ..Scanned::default() };
+        }
+        self.scan.next = self.scan.next.max(after(last));
+        let step = Step::Scan { next: self.scan.next, through: self.scan.held };
+        self.set(store, Progress { seq, step, ..self.progress });
     }
 
     /// The scan is through: everything up to `through` is held.
@@ -81,7 +215,7 @@ impl Applier {
             return Err(LinkError::ScanDone { through, consistent_at, watermark: self.progress.seq });
         }
         let consistent_at = if is_planted(Bug::ConsistentAtOnce) { through } else { consistent_at };
-        self.set(store, Progress { epoch, seq: through, consistent_at });
+        self.set(store, Progress { epoch, seq: through, consistent_at, step: Step::None });
         Ok(())
     }
 
@@ -115,7 +249,6 @@ impl Applier {
 
     /// How many records that were.
     fn apply(&self, store: &Store, totals: &Totals, records: &[u8]) -> Result<u64, LinkError> {
-        use std::sync::atomic::Ordering::Relaxed;
         let applied = store.apply(self.shard, records)?;
         totals.records_applied.fetch_add(applied.applied, Relaxed);
         totals.records_skipped.fetch_add(applied.skipped, Relaxed);

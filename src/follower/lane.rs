@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
@@ -42,6 +43,8 @@ struct Up {
     link: Link,
     stream: TcpStream,
     is_readable: bool,
+    /// The leader has closed. Behind its last bytes stands the end, and no event says so once more.
+    is_ending: bool,
     is_writable: bool,
     is_send_due: bool,
     has_streamed: bool,
@@ -107,11 +110,12 @@ impl Lane {
     }
 
     /// Notes what the socket is ready for.
-    pub(super) fn ready(&mut self, is_readable: bool, is_writable: bool) {
+    pub(super) fn ready(&mut self, event: &Event) {
         match &mut self.state {
             State::Up(up) => {
-                up.is_readable |= is_readable;
-                up.is_writable |= is_writable;
+                up.is_ending |= event.is_read_closed() || event.is_error();
+                up.is_readable |= event.is_readable() || up.is_ending;
+                up.is_writable |= event.is_writable();
             }
             State::Connecting { is_ready, .. } => *is_ready = true,
             State::Paused { .. } | State::Resolving { .. } => {}
@@ -251,6 +255,7 @@ impl Lane {
             link: Link::new(self.shard, Arc::clone(&self.cell), env),
             stream,
             is_readable: true,
+            is_ending: false,
             is_writable: true,
             is_send_due: true,
             has_streamed: false,
@@ -311,7 +316,7 @@ impl Lane {
 impl Up {
     fn turn(&mut self, env: Env<'_>) -> Result<bool, LinkError> {
         if self.is_readable {
-            self.is_readable = self.link.receive(&mut self.stream, env)? == Done::More;
+            self.is_readable = self.link.receive(&mut self.stream, env)? == Done::More || self.is_ending;
             self.is_send_due = true;
             self.has_streamed |= self.link.is_streaming();
         }

@@ -14,10 +14,15 @@ use std::time::Duration;
 
 use crate::clock::Now;
 use crate::links::{ClockOffset, LinkCell, Links, Phase, monotonic_ms};
-use crate::slot::{Geometry, Seq, ShardIndex, SlotIndex};
-use crate::store::{ApplyError, Store};
-use crate::wire::frame::{FLAG_SCAN, Frame, FrameDecoder, FrameError, Kind, PREAMBLE, Side};
-use crate::wire::message::{Ack, Heartbeat, Hello, MessageError, Refuse, ScanDone, VERSION, Welcome};
+use crate::planted::{Bug, is_planted};
+use crate::slot::{Geometry, Records, Seq, ShardIndex, SlotIndex};
+use crate::store::{ApplyError, Progress, Step, Store};
+use crate::wire::frame::{
+    FLAG_SCAN, FLAG_STREAM, FLAG_WANTED, Frame, FrameDecoder, FrameError, Kind, PREAMBLE, Side,
+};
+use crate::wire::message::{
+    Ack, Heartbeat, Hello, MessageError, Refuse, ScanDone, ScanPlace, ScanStart, VERSION, Want, Welcome,
+};
 use crate::wire::{Outbox, Transport, next_beat};
 
 use super::Options;
@@ -101,9 +106,28 @@ pub enum LinkError {
     Since {
         /// What Welcome says.
         found: Seq,
-        /// Our watermark.
+        /// Our watermark, or the fork.
         wanted: Seq,
     },
+    /// The leader names a fork behind what we hold.
+    #[error("leader shares seqs up to {found}, this follower has only {head}")]
+    Fork {
+        /// What Welcome says.
+        found: Seq,
+        /// Our last seq.
+        head: Seq,
+    },
+    /// A slot that was not asked for, or not now.
+    #[error("slot {found:?} came, wanted {wanted:?}")]
+    Unasked {
+        /// What came.
+        found: Option<SlotIndex>,
+        /// The next one asked for.
+        wanted: Option<SlotIndex>,
+    },
+    /// The report of dropped writes could not be written; nothing was dropped.
+    #[error("cannot begin a rewind: {0}")]
+    Rewind(io::Error),
     /// The stream has a hole.
     #[error("stream goes on with seq {found}, wanted {wanted}")]
     SeqGap {
@@ -163,7 +187,7 @@ impl LinkError {
             E::Closed | E::ClosedInHandshake | E::Io(_) => "closed",
             E::HandshakeTimeout { .. } | E::Silent { .. } => "timeout",
             E::Refused(_) | E::ForeignStore { .. } | E::Geometry { .. } | E::OldEpoch { .. } => "refused",
-            E::Apply(ApplyError::Full { .. }) => "store",
+            E::Apply(ApplyError::Full { .. }) | E::Rewind(_) => "store",
             _ => "protocol",
         }
     }
@@ -213,6 +237,7 @@ struct Core {
     /// Payload bytes of scan batches applied on this link.
     scan_bytes: u64,
     is_ack_due: bool,
+    is_want_due: bool,
     leader: LeaderClock,
     cell: Arc<LinkCell>,
 }
@@ -221,6 +246,8 @@ struct Core {
 enum State {
     /// Hello is on its way or out.
     Handshake,
+    /// Slots are asked for; the scan comes after them.
+    Rewind,
     /// Batches of a scan, then ScanDone.
     Scan,
     /// Batches of the stream; a batch of a scan says that a ring overflowed.
@@ -248,10 +275,12 @@ impl Link {
             geometry: Some(store.geometry()),
             store_id: store.store_id(),
             follower_id: options.follower_id,
-            epoch: newest_epoch(store, shard),
-            watermark_epoch: progress.epoch,
-            watermark_seq: progress.seq,
-            is_inside_scan: !progress.is_consistent(),
+            epoch: store.epoch_seen(shard),
+            watermark: progress.seq,
+            head: store.head_shared(shard),
+            scan_place: scan_place(&progress),
+            asks: store.is_astray(shard),
+            lineage: store.lineage(shard),
         };
         let mut outbox = Outbox::default();
         outbox.frames().extend_from_slice(PREAMBLE);
@@ -268,6 +297,7 @@ impl Link {
                 epoch: hello.epoch,
                 scan_bytes: 0,
                 is_ack_due: false,
+                is_want_due: false,
                 leader: LeaderClock::default(),
                 cell,
             },
@@ -300,7 +330,9 @@ impl Link {
     pub fn deadline(&self, options: &Options) -> Duration {
         match self.core.state {
             State::Handshake => self.began_at + options.handshake_timeout,
-            State::Scan | State::Stream => self.heartbeat_at.min(self.received_at + options.dead_after),
+            State::Rewind | State::Scan | State::Stream => {
+                self.heartbeat_at.min(self.received_at + options.dead_after)
+            }
         }
     }
 
@@ -311,7 +343,7 @@ impl Link {
             State::Handshake if now >= self.began_at + options.handshake_timeout => {
                 Err(LinkError::HandshakeTimeout { wanted: options.handshake_timeout })
             }
-            State::Scan | State::Stream if now >= self.received_at + options.dead_after => {
+            State::Rewind | State::Scan | State::Stream if now >= self.received_at + options.dead_after => {
                 let found = now.saturating_sub(self.received_at);
                 Err(LinkError::Silent { found, wanted: options.dead_after })
             }
@@ -358,6 +390,9 @@ impl Link {
             if self.core.is_ack_due {
                 self.core.push_ack(frames);
             }
+            if self.core.is_want_due {
+                self.core.push_want(frames, env);
+            }
             if frames.is_empty() {
                 return Ok(Done::Nothing);
             }
@@ -371,26 +406,38 @@ impl Core {
             (State::Handshake, Kind::Welcome) => return self.welcome(&Welcome::read(frame)?, env),
             (State::Handshake, Kind::Refuse) => return Err(LinkError::Refused(Refuse::read(frame)?)),
             (State::Handshake, kind) => return Err(LinkError::Unexpected { kind }),
-            (State::Scan | State::Stream, _) if frame.epoch != self.epoch => {
+            _ if frame.epoch != self.epoch => {
                 return Err(LinkError::Epoch { found: frame.epoch, wanted: self.epoch });
             }
-            (State::Scan | State::Stream, Kind::SlotBatch) if frame.flags == FLAG_SCAN => {
+            (State::Rewind, Kind::SlotBatch) if frame.flags == FLAG_WANTED => {
+                self.is_want_due = self.applier.asked_batch(env.store, frame.payload)?;
+                let records = Records::new(&env.store.geometry(), frame.payload).count();
+                self.cell.carried(records as u64, frame.payload.len());
+            }
+            (State::Scan, Kind::SlotBatch) if frame.flags == FLAG_SCAN => {
                 self.scan_batch(frame.payload, env)?;
             }
-            (State::Stream, Kind::SlotBatch) => {
+            (State::Stream, Kind::ScanStart) => {
+                self.applier.scan_start(ScanStart::read(frame)?)?;
+                self.state = State::Scan;
+                // At once: readers may not want what the scan makes of the shard.
+                self.cell.set_phase(Phase::Scan);
+                self.cell.scan_since.store(self.applier.watermark().0, Relaxed);
+            }
+            (State::Stream, Kind::SlotBatch) if frame.flags == FLAG_STREAM => {
                 let records = self.applier.stream_batch(env.store, &env.links.totals, frame.payload)?;
                 self.is_ack_due = true;
                 self.cell.carried(records, frame.payload.len());
             }
-            (State::Scan | State::Stream, Kind::ScanDone) => {
+            (State::Scan, Kind::ScanDone) => {
                 self.applier.scan_done(env.store, self.epoch, ScanDone::read(frame)?)?;
                 self.is_ack_due = true;
                 self.state = State::Stream;
             }
-            (State::Scan | State::Stream, Kind::Heartbeat) => {
+            (_, Kind::Heartbeat) => {
                 self.heartbeat(Heartbeat::read(frame)?, env);
             }
-            (State::Scan | State::Stream, kind) => return Err(LinkError::Unexpected { kind }),
+            (_, kind) => return Err(LinkError::Unexpected { kind }),
         }
         Ok(())
     }
@@ -406,12 +453,13 @@ impl Core {
         if welcome.shard != self.shard.0 {
             return Err(LinkError::Shard { found: welcome.shard, wanted: self.shard.0 });
         }
-        if welcome.epoch < self.epoch {
+        if welcome.epoch < self.epoch && !is_planted(Bug::OlderEpochAccepted) {
             return Err(LinkError::OldEpoch { found: welcome.epoch, wanted: self.epoch });
         }
-        self.applier.welcome(env.store, welcome)?;
+        let is_asking = self.applier.welcome(env.store, &env.links.totals, welcome)?;
         self.epoch = welcome.epoch;
-        self.state = State::Scan;
+        self.state = if is_asking { State::Rewind } else { State::Scan };
+        self.is_want_due = is_asking;
         self.leader.head = welcome.head;
         self.cell.reason.lock().clear();
         self.cell.leader_resp_port.store(welcome.resp_port, Relaxed);
@@ -426,13 +474,6 @@ impl Core {
     }
 
     fn scan_batch(&mut self, payload: &[u8], env: Env<'_>) -> Result<(), LinkError> {
-        if self.state == State::Stream {
-            // A ring of the leader overflowed: what it could not take comes as a scan.
-            self.state = State::Scan;
-            // At once: readers may not want what the scan makes of the shard.
-            self.cell.set_phase(Phase::Scan);
-            self.cell.scan_since.store(self.applier.watermark().0, Relaxed);
-        }
         let records = self.applier.scan_batch(env.store, &env.links.totals, payload)?;
         self.scan_bytes += payload.len() as u64;
         self.is_ack_due = true;
@@ -471,10 +512,20 @@ impl Core {
         self.is_ack_due = false;
     }
 
+    /// Asks for the next slots, or says that there are none and that the scan may begin.
+    fn push_want(&mut self, frames: &mut Vec<u8>, env: Env<'_>) {
+        let slots = self.applier.ask(env.store);
+        if slots.is_empty() {
+            self.state = State::Scan;
+        }
+        Want { slots }.push(frames, self.epoch);
+        self.is_want_due = false;
+    }
+
     fn publish(&mut self, env: Env<'_>) {
         let phase = match self.state {
             State::Handshake => Phase::Handshake,
-            State::Scan => Phase::Scan,
+            State::Rewind | State::Scan => Phase::Scan,
             State::Stream if self.applier.is_consistent() => Phase::Stream,
             State::Stream => Phase::CatchUp,
         };
@@ -487,6 +538,10 @@ impl Core {
     }
 }
 
-fn newest_epoch(store: &Store, shard: ShardIndex) -> u64 {
-    store.lineage(shard).last().map_or(0, |term| term.epoch)
+/// Where a scan was cut off, if one was.
+fn scan_place(progress: &Progress) -> Option<ScanPlace> {
+    match progress.step {
+        Step::Scan { next, through } if next.0 != 0 => Some(ScanPlace { next, through }),
+        Step::None | Step::Scan { .. } | Step::Rewind { .. } => None,
+    }
 }

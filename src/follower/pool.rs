@@ -141,10 +141,7 @@ impl Worker {
         for event in events {
             match event.token() {
                 TOKEN_WAKER => is_answered = true,
-                Token(index) => {
-                    let is_readable = event.is_readable() || event.is_error();
-                    self.lanes[index].ready(is_readable, event.is_writable());
-                }
+                Token(index) => self.lanes[index].ready(event),
             }
         }
         if is_answered && let Some(answer) = self.resolver.answer() {

@@ -179,9 +179,11 @@ fn hello() -> Vec<u8> {
         store_id: Uuid::nil(),
         follower_id: Uuid::nil(),
         epoch: 0,
-        watermark_epoch: 0,
-        watermark_seq: Seq::ZERO,
-        is_inside_scan: false,
+        watermark: Seq::ZERO,
+        head: Seq::ZERO,
+        scan_place: None,
+        asks: false,
+        lineage: Vec::new(),
     };
     hello.push(&mut bytes);
     bytes

@@ -15,15 +15,16 @@ use crate::links::{LinkCell, Links, Phase, monotonic_ms};
 use crate::planted::{Bug, is_planted};
 use crate::ring::RingReader;
 use crate::slot::image::RECORD_HEADER_SIZE;
-use crate::slot::{Seq, ShardIndex};
+use crate::slot::{Seq, ShardIndex, SlotIndex};
 use crate::wire::Transport;
-use crate::wire::frame::HEADER_SIZE;
-use crate::wire::message::{Ack, Heartbeat, Hello, ScanDone};
+use crate::wire::frame::{FLAG_WANTED, FrameHeader, HEADER_SIZE, Kind, payload_len};
+use crate::wire::message::{Ack, Heartbeat, Hello, ScanDone, ScanStart, Want};
 
+use super::hello::Plan;
 use super::link::{Env, LinkError};
 use super::pace::Turn;
 use super::registry::Seat;
-use super::scan::{AckWindow, ScanSender, ScanStep, payload_size_max};
+use super::scan::{AckWindow, ScanRange, ScanSender, ScanStep, payload_size_max};
 use super::stream::RingFrame;
 
 /// What an outbox keeps of its memory once the scan is through.
@@ -54,6 +55,12 @@ pub(super) struct Attached {
 
 #[derive(Debug)]
 enum Flow {
+    /// The follower asks for slots; these from `at` on are still to be sent. Then comes the scan.
+    Asked {
+        slots: Vec<SlotIndex>,
+        at: usize,
+        range: ScanRange,
+    },
     Scan(ScanSender),
     /// Nothing of the ring is on its way.
     Stream,
@@ -92,11 +99,11 @@ impl Attached {
         hello: &Hello,
         peer: SocketAddr,
         epoch: u64,
-        since: Seq,
+        plan: Plan,
         seat: Seat,
         env: Env<'_>,
     ) -> Self {
-        let shard = ShardIndex(hello.shard);
+        let (shard, since) = (ShardIndex(hello.shard), plan.since);
         let totals = &env.links.totals;
         let scans = if since == Seq::ZERO { &totals.full_scans } else { &totals.delta_scans_reconnect };
         scans.fetch_add(1, Relaxed);
@@ -117,11 +124,16 @@ impl Attached {
         let (follower, head) = (hello.follower_id, through.0);
         tracing::info!(shard = shard.0, %follower, %peer, since = since.0, head, "follower attached");
         env.links.heads.seen(shard, monotonic_ms(env.now), through);
+        let range = ScanRange { since, through, place: plan.scan_place };
         Self {
             shard,
             epoch,
             ring,
-            flow: Flow::Scan(ScanSender::new(env.store, shard, since, through, env.now)),
+            flow: if plan.asks {
+                Flow::Asked { slots: Vec::new(), at: 0, range }
+            } else {
+                Flow::Scan(ScanSender::new(env.store, shard, range, env.now))
+            },
             seq_sent: since,
             seq_acked: since,
             is_drained: false,
@@ -138,6 +150,10 @@ impl Attached {
         self.shard
     }
 
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     pub(super) fn seq_sent(&self) -> Seq {
         self.seq_sent
     }
@@ -145,6 +161,7 @@ impl Attached {
     /// The seq behind which the stream will go on, while a scan is under way.
     pub(super) fn through(&self) -> Seq {
         match &self.flow {
+            Flow::Asked { range, .. } => range.through,
             Flow::Scan(scan) => scan.through,
             Flow::Stream | Flow::Frame(_) => self.seq_sent,
         }
@@ -153,13 +170,13 @@ impl Attached {
     pub(super) fn scan_since(&self) -> Option<Seq> {
         match &self.flow {
             Flow::Scan(scan) => Some(scan.since()),
-            Flow::Stream | Flow::Frame(_) => None,
+            Flow::Asked { .. } | Flow::Stream | Flow::Frame(_) => None,
         }
     }
 
     pub(super) fn has_ring_work(&self) -> bool {
         match self.flow {
-            Flow::Scan(_) => false,
+            Flow::Asked { .. } | Flow::Scan(_) => false,
             Flow::Stream | Flow::Frame(_) => !self.ring.is_empty() || self.ring.is_latched(),
         }
     }
@@ -186,7 +203,11 @@ impl Attached {
 
     /// Decides what is sent next; called only when all before it is out, with an empty `out`.
     pub(super) fn next(&mut self, out: &mut Vec<u8>, env: Env<'_>) -> Result<Next, LinkError> {
-        let Flow::Scan(scan) = &mut self.flow else { return Ok(self.next_of_ring(env)) };
+        let scan = match &mut self.flow {
+            Flow::Asked { .. } => return self.next_asked(out, env),
+            Flow::Scan(scan) => scan,
+            Flow::Stream | Flow::Frame(_) => return Ok(self.next_of_ring(out, env)),
+        };
         if let Some(turn) = &mut self.turn {
             let may_send = turn.ask(env.options, env.now.monotonic);
             self.shown.cell.set_phase(if turn.is_queued() { Phase::Queued } else { Phase::Scan });
@@ -208,6 +229,11 @@ impl Attached {
             }
             ScanStep::Wait => Ok(Next::Nothing),
             ScanStep::Again => Ok(Next::Again),
+            ScanStep::Half => {
+                // A follower that sees slots from the start again raises its watermark to this.
+                self.seq_sent = scan.since();
+                Ok(Next::Again)
+            }
             ScanStep::Through => {
                 scan.publish(&self.shown.cell);
                 scan.report_end(&self.shown.cell, env.now);
@@ -216,6 +242,54 @@ impl Attached {
                 Ok(Next::Frame)
             }
         }
+    }
+
+    /// Takes the next slots that the follower asks for; none = the scan may begin.
+    pub(super) fn want(&mut self, want: Want, env: Env<'_>) -> Result<(), LinkError> {
+        let Flow::Asked { slots, at, range } = &mut self.flow else {
+            return Err(LinkError::Unexpected { kind: Kind::Want });
+        };
+        if *at < slots.len() {
+            return Err(LinkError::Unexpected { kind: Kind::Want });
+        }
+        if want.slots.is_empty() {
+            let scan = ScanSender::new(env.store, self.shard, *range, env.now);
+            self.flow = Flow::Scan(scan);
+        } else {
+            (*slots, *at) = (want.slots, 0);
+        }
+        Ok(())
+    }
+
+    /// A batch of the slots that the follower asked for, as they are now.
+    fn next_asked(&mut self, out: &mut Vec<u8>, env: Env<'_>) -> Result<Next, LinkError> {
+        let Flow::Asked { slots, at, .. } = &mut self.flow else { return Ok(Next::Nothing) };
+        if *at == slots.len() {
+            return Ok(Next::Nothing);
+        }
+        let geometry = env.store.geometry();
+        let bytes_max = HEADER_SIZE + payload_size_max(&geometry, env.options.scan_batch_bytes_max);
+        out.resize(HEADER_SIZE, 0);
+        let first = *at;
+        while let Some(slot) = slots.get(*at).copied() {
+            if out.len() > HEADER_SIZE
+                && out.len() + RECORD_HEADER_SIZE + geometry.image_size_max() > bytes_max
+            {
+                break;
+            }
+            env.store.push_slot(self.shard, slot, out).map_err(|error| LinkError::Slot { slot, error })?;
+            *at += 1;
+        }
+        let header = FrameHeader {
+            payload_len: payload_len(out.len() - HEADER_SIZE),
+            kind: Kind::SlotBatch,
+            flags: FLAG_WANTED,
+            epoch: self.epoch,
+            payload_crc: 0,
+        };
+        out[..HEADER_SIZE].copy_from_slice(&header.encode());
+        self.shown.cell.carried((*at - first) as u64, out.len() - HEADER_SIZE);
+        Ok(Next::Frame)
     }
 
     fn finish_scan(&mut self, mut through: Seq, out: &mut Vec<u8>, env: Env<'_>) {
@@ -236,10 +310,10 @@ impl Attached {
         self.shown.cell.set_phase(Phase::CatchUp);
     }
 
-    fn next_of_ring(&mut self, env: Env<'_>) -> Next {
+    fn next_of_ring(&mut self, out: &mut Vec<u8>, env: Env<'_>) -> Next {
         let bytes_max = payload_size_max(&env.store.geometry(), env.options.stream_batch_bytes_max);
         if is_planted(Bug::UnlatchBeforeDrain) && self.ring.is_latched() {
-            self.answer_overflow(env);
+            self.answer_overflow(out, env);
             return Next::Frame;
         }
         if let Some((frame, carried)) = RingFrame::cut(&mut self.ring, bytes_max, self.seq_sent, self.epoch) {
@@ -257,7 +331,7 @@ impl Attached {
         // The latch is looked at first: a set one says that all records before it are visible, so an
         // empty ring is a drained one.
         if self.ring.is_latched() && self.ring.is_empty() {
-            self.answer_overflow(env);
+            self.answer_overflow(out, env);
             return Next::Frame;
         }
         self.is_drained = true;
@@ -265,7 +339,7 @@ impl Attached {
     }
 
     /// Clears the latch and scans what the ring could not take.
-    fn answer_overflow(&mut self, env: Env<'_>) {
+    fn answer_overflow(&mut self, out: &mut Vec<u8>, env: Env<'_>) {
         let through = env.store.rearm(self.shard, &self.ring);
         env.links.totals.delta_scans_overflow.fetch_add(1, Relaxed);
         if is_planted(Bug::OverflowIgnored) {
@@ -273,7 +347,9 @@ impl Attached {
             return;
         }
         let since = if is_planted(Bug::ScanSinceHead) { env.store.head(self.shard) } else { self.seq_sent };
-        self.flow = Flow::Scan(ScanSender::new(env.store, self.shard, since, through, env.now));
+        ScanStart { since, through }.push(out, self.epoch);
+        let range = ScanRange { since, through, place: None };
+        self.flow = Flow::Scan(ScanSender::new(env.store, self.shard, range, env.now));
         let (pace, now) = (&env.registry.pace, env.now.monotonic);
         self.is_drained = false;
         self.turn.get_or_insert_with(|| Turn::of_overflow(pace, now));
@@ -288,7 +364,7 @@ impl Attached {
         }
         self.window.acked(ack.received_bytes)?;
         let acked_before = std::mem::replace(&mut self.seq_acked, ack.applied);
-        if ack.applied >= self.consistent_at && !matches!(self.flow, Flow::Scan(_)) {
+        if ack.applied >= self.consistent_at && !matches!(self.flow, Flow::Asked { .. } | Flow::Scan(_)) {
             self.shown.cell.set_phase(Phase::Stream);
             self.turn = None;
         }

@@ -1,11 +1,15 @@
-//! Whether a follower may have what it asks for, and from which seq on.
+//! Whether a follower may have what it asks for, and what it is sent.
 //!
-//! A leader never sends a delta to a follower whose watermark is not on the leader's own lineage:
-//! such a follower would call itself equal and not be.
+//! Always true: a delta begins at a seq that both sides have lived through, and a follower that holds
+//! more than that has asked for the slots in question before the scan begins. A follower with which the
+//! leader has no term in common is refused: it holds what an emptied or foreign store cannot replace
+//! without somebody saying so.
 
+use crate::planted::{Bug, is_planted};
 use crate::slot::Seq;
+use crate::slot::lineage::fork;
 use crate::store::{Store, Term};
-use crate::wire::message::{Hello, Refuse, RefuseCode, SHARD_PROBE};
+use crate::wire::message::{Hello, Refuse, RefuseCode, SHARD_PROBE, ScanPlace};
 
 fn refuse<T>(code: RefuseCode, text: String) -> Result<T, Refuse> {
     Err(Refuse::new(code, text))
@@ -29,7 +33,7 @@ pub(super) fn check_identity(store: &Store, epoch: u64, hello: &Hello) -> Result
     if let Some(found) = hello.geometry.filter(|found| *found != geometry) {
         return refuse(RefuseCode::Geometry, format!("follower has {}, this leader has {}", found, geometry));
     }
-    if hello.epoch > epoch {
+    if hello.epoch > epoch && !is_planted(Bug::OlderEpochAccepted) {
         let found = hello.epoch;
         return refuse(
             RefuseCode::OldEpoch,
@@ -49,52 +53,48 @@ pub(super) fn check_identity(store: &Store, epoch: u64, hello: &Hello) -> Result
     Ok(())
 }
 
-/// Checks the watermark against the lineage (oldest term first) and the head; returns where a scan
-/// for this follower begins.
-pub(super) fn check_watermark(lineage: &[Term], head: Seq, hello: &Hello) -> Result<Seq, Refuse> {
-    let current = lineage.last().expect("a lineage is never empty");
-    if hello.is_inside_scan && hello.epoch != current.epoch {
-        // What the cut-off scan carried may be lost here, and a delta would not put it right.
+/// What a follower is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// The last seq that both sides have lived through.
+    pub(super) fork: Seq,
+    /// Slots above this seq are scanned; zero = all.
+    pub(super) since: Seq,
+    /// Where the scan goes on.
+    pub(super) scan_place: Option<ScanPlace>,
+    /// The follower asks for slots first.
+    pub(super) asks: bool,
+}
+
+/// Decides by the lineage (oldest term first) and the head.
+pub(super) fn plan(lineage: &[Term], head: Seq, hello: &Hello) -> Result<Plan, Refuse> {
+    let Some(fork) = fork(lineage, head, &hello.lineage, hello.head) else {
+        let last = hello.lineage.last().map_or(0, |term| term.epoch);
         return refuse(
             RefuseCode::FollowerAhead,
             format!(
-                "follower was cut off inside a scan of epoch {}, this is epoch {}: it may hold changes that \
-                 were lost; remove its data so that it starts anew",
-                hello.epoch, current.epoch
+                "follower holds seq {} of epoch {last} and shares no term of leadership with this store: this \
+                 one was emptied, or lost its past; the follower keeps its data",
+                hello.head
             ),
-        );
-    }
-    let watermark = hello.watermark_seq;
-    if watermark == Seq::ZERO {
-        return Ok(Seq::ZERO);
-    }
-    let Some(at) = lineage.iter().position(|term| term.epoch == hello.watermark_epoch) else {
-        return refuse(
-            RefuseCode::FollowerAhead,
-            format!("follower holds epoch {}, which this store never lived through", hello.watermark_epoch),
         );
     };
-    // The last seq of that epoch that this store has.
-    let last = lineage.get(at + 1).map_or(head, |next| Seq(next.first_seq.saturating_sub(1)));
-    if watermark > last {
-        return refuse(
-            RefuseCode::FollowerAhead,
-            format!(
-                "follower holds seq {watermark} of epoch {}, this leader knows that epoch only up to {last}; \
-                 remove its data so that it starts anew",
-                hello.watermark_epoch
-            ),
-        );
-    }
-    Ok(watermark)
+    let since = hello.watermark.min(fork);
+    let is_ahead = hello.head > fork;
+    // What was scanned of another history is worth nothing.
+    let scan_place = hello.scan_place.filter(|_| !is_ahead && !hello.asks);
+    let scan_place = scan_place.map(|place| ScanPlace { through: place.through.min(fork), ..place });
+    let scan_place = scan_place.filter(|place| place.through > since);
+    Ok(Plan { fork, since, scan_place, asks: is_ahead || hello.asks })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::slot::SlotIndex;
     use uuid::Uuid;
 
-    fn hello(epoch: u64, watermark: (u64, u64), is_inside_scan: bool) -> Hello {
+    fn hello(lineage: &[Term], watermark: u64, head: u64) -> Hello {
         Hello {
             version_min: 1,
             version_max: 1,
@@ -103,30 +103,49 @@ mod tests {
             geometry: None,
             store_id: Uuid::nil(),
             follower_id: Uuid::nil(),
-            epoch,
-            watermark_epoch: watermark.0,
-            watermark_seq: Seq(watermark.1),
-            is_inside_scan,
+            epoch: 4,
+            watermark: Seq(watermark),
+            head: Seq(head),
+            scan_place: None,
+            asks: false,
+            lineage: lineage.to_vec(),
         }
     }
 
-    fn code(result: Result<Seq, Refuse>) -> RefuseCode {
-        result.unwrap_err().code
+    #[test]
+    fn a_delta_begins_where_both_histories_are_one() {
+        let term = |epoch, id, first_seq| Term { epoch, id, first_seq };
+        let lineage = [term(1, 1, 1), term(4, 2, 1000)];
+        let check = |hello: &Hello| plan(&lineage, Seq(1500), hello).map(|plan| (plan.since.0, plan.asks));
+        // On our history: a delta from the watermark.
+        assert_eq!(check(&hello(&lineage, 1500, 1500)), Ok((1500, false)));
+        assert_eq!(check(&hello(&lineage, 1200, 1400)), Ok((1200, false)));
+        assert_eq!(check(&hello(&lineage[..1], 999, 999)), Ok((999, false)));
+        // Nothing held: all of it.
+        assert_eq!(check(&hello(&[term(1, 7, 1)], 0, 0)), Ok((0, false)));
+        // Beyond the fork: a rewind, and a delta from there, or from further back.
+        assert_eq!(check(&hello(&lineage[..1], 1100, 1100)), Ok((999, true)));
+        assert_eq!(check(&hello(&lineage[..1], 500, 1100)), Ok((500, true)));
+        assert_eq!(check(&hello(&lineage, 1600, 1600)), Ok((1500, true)));
+        assert_eq!(check(&hello(&[lineage[0], term(1, 9, 600)], 800, 800)), Ok((599, true)));
+        // Nothing in common.
+        let strange = check(&hello(&[term(1, 9, 1)], 5, 5));
+        assert_eq!(strange.unwrap_err().code, RefuseCode::FollowerAhead);
     }
 
     #[test]
-    fn a_watermark_is_good_only_on_our_lineage() {
-        let lineage = [Term { epoch: 1, first_seq: 1 }, Term { epoch: 4, first_seq: 1000 }];
-        let head = Seq(1500);
-        let check = |hello: &Hello| check_watermark(&lineage, head, hello);
-        assert_eq!(check(&hello(4, (4, 1500), false)), Ok(Seq(1500)));
-        assert_eq!(check(&hello(4, (4, 1200), true)), Ok(Seq(1200)));
-        assert_eq!(check(&hello(1, (1, 999), false)), Ok(Seq(999)));
-        assert_eq!(check(&hello(1, (0, 0), false)), Ok(Seq::ZERO));
-        assert_eq!(code(check(&hello(1, (1, 1000), false))), RefuseCode::FollowerAhead);
-        assert_eq!(code(check(&hello(4, (4, 1501), false))), RefuseCode::FollowerAhead);
-        assert_eq!(code(check(&hello(4, (3, 5), false))), RefuseCode::FollowerAhead);
-        assert_eq!(code(check(&hello(1, (1, 10), true))), RefuseCode::FollowerAhead);
-        assert_eq!(code(check(&hello(1, (0, 0), true))), RefuseCode::FollowerAhead);
+    fn a_scan_goes_on_only_on_our_history() {
+        let term = |id, first_seq| Term { epoch: 1, id, first_seq };
+        let (ours, theirs) = ([term(1, 1), term(2, 100)], [term(1, 1)]);
+        let place = |through| Some(ScanPlace { next: SlotIndex(7), through: Seq(through) });
+        let check = |lineage: &[Term], head, through| {
+            let hello = Hello { scan_place: place(through), ..hello(lineage, 50, head) };
+            plan(&ours, Seq(500), &hello).unwrap().scan_place
+        };
+        assert_eq!(check(&ours, 400, 300), place(300));
+        assert_eq!(check(&theirs, 99, 80), place(80));
+        assert_eq!(check(&theirs, 90, 200), place(90));
+        assert_eq!(check(&theirs, 150, 80), None);
+        assert_eq!(check(&ours, 400, 50), None);
     }
 }

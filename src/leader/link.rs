@@ -19,13 +19,13 @@ use crate::slot::{Seq, ShardIndex, SlotError, SlotIndex};
 use crate::store::{Store, Term};
 use crate::wire::frame::{Frame, FrameDecoder, FrameError, Kind, Side};
 use crate::wire::message::{
-    Ack, Heartbeat, Hello, MessageError, Refuse, RefuseCode, SHARD_PROBE, VERSION, Welcome,
+    Ack, Heartbeat, Hello, MessageError, Refuse, RefuseCode, SHARD_PROBE, VERSION, Want, Welcome,
 };
 use crate::wire::{Outbox, Transport, next_beat};
 
 use super::Options;
 use super::attached::{Attached, Next};
-use super::hello::{check_identity, check_watermark};
+use super::hello::{Plan, check_identity, plan};
 use super::registry::{Registry, Seat};
 
 /// Bytes of a link's receive buffer: followers send small frames only.
@@ -107,6 +107,14 @@ pub enum LinkError {
         /// Last seq sent.
         sent: Seq,
     },
+    /// A follower in another epoch than its leader.
+    #[error("frame of epoch {found} on a link of epoch {wanted}")]
+    Epoch {
+        /// What the frame says.
+        found: u64,
+        /// What Welcome said.
+        wanted: u64,
+    },
     /// The leader refused; the follower has been told.
     #[error("refused: {}", .0.text)]
     Refused(Refuse),
@@ -131,7 +139,7 @@ impl LinkError {
         matches!(
             self,
             E::Frame(_) | E::Message(_) | E::Unexpected { .. } | E::AckBytes { .. } | E::AckSeq { .. }
-        )
+        ) || matches!(self, E::Epoch { found, wanted } if found < wanted)
     }
 }
 
@@ -296,9 +304,10 @@ impl Link {
                     is_attaching = true;
                     self.state = next;
                 }
-                State::Attached(attached) => match frame.kind {
+                State::Attached(attached) => match check_epoch(&frame, attached.epoch(), env)? {
                     Kind::Ack => attached.acked(Ack::read(&frame)?, env)?,
                     Kind::Heartbeat => attached.heartbeat(Heartbeat::read(&frame)?, env),
+                    Kind::Want => attached.want(Want::read(&frame)?, env)?,
                     kind => return Err(LinkError::Unexpected { kind }),
                 },
                 State::Ending { .. } => return Err(LinkError::Unexpected { kind: frame.kind }),
@@ -355,6 +364,23 @@ impl Link {
     }
 }
 
+/// A follower answers in its leader's epoch; one that is in a newer epoch has met the leader's successor.
+fn check_epoch(frame: &Frame<'_>, wanted: u64, env: Env<'_>) -> Result<Kind, LinkError> {
+    let found = frame.epoch;
+    if found > wanted {
+        supersede(found, env);
+    }
+    if found == wanted { Ok(frame.kind) } else { Err(LinkError::Epoch { found, wanted }) }
+}
+
+/// Somebody was promoted after us: from now on a write taken here would be dropped later.
+fn supersede(epoch: u64, env: Env<'_>) {
+    if env.links.supersede(epoch) {
+        tracing::error!(epoch, "a follower has heard of a newer epoch: this leader takes no more writes");
+        env.store.stop_writes();
+    }
+}
+
 fn answer_hello(
     frame: &Frame<'_>,
     peer: SocketAddr,
@@ -379,6 +405,9 @@ fn answer_hello(
             if refuse.code == RefuseCode::NotLeader {
                 refuse.leader.clone_from(&env.options.leader);
             }
+            if refuse.code == RefuseCode::OldEpoch {
+                supersede(frame.epoch, env);
+            }
             refuse.push(outbox.frames(), epoch_now(ShardIndex(0)));
             State::Ending { deadline, end: Some(LinkError::Refused(refuse)) }
         }
@@ -389,7 +418,8 @@ fn answer_probe(hello: &Hello, outbox: &mut Outbox, env: Env<'_>) -> Result<Opti
     let lineage = env.store.lineage(ShardIndex(0));
     let epoch = lineage.last().expect("a lineage is never empty").epoch;
     check_identity(env.store, epoch, hello)?;
-    welcome(hello, &lineage, (Seq::ZERO, Seq::ZERO), env).push(outbox.frames());
+    let nothing = Plan { fork: Seq::ZERO, since: Seq::ZERO, scan_place: None, asks: false };
+    welcome(hello, &lineage, nothing, Seq::ZERO, env).push(outbox.frames());
     Ok(None)
 }
 
@@ -404,18 +434,18 @@ fn attach(
     let lineage = env.store.lineage(shard);
     let epoch = lineage.last().expect("a lineage is never empty").epoch;
     check_identity(env.store, epoch, hello)?;
-    let since = check_watermark(&lineage, env.store.head(shard), hello)?;
+    let plan = plan(&lineage, env.store.head(shard), hello)?;
     let Some(seat) = env.registry.follower_seat(hello.shard) else {
         let found = env.options.followers_per_shard_max;
         let text = format!("shard {shard} has {found} followers, which is as many as it may have");
         return Err(Refuse::new(RefuseCode::TooManyFollowers, text));
     };
-    let attached = Attached::new(hello, peer, epoch, since, seat, env);
-    welcome(hello, &lineage, (since, attached.through()), env).push(outbox.frames());
+    let attached = Attached::new(hello, peer, epoch, plan, seat, env);
+    welcome(hello, &lineage, plan, attached.through(), env).push(outbox.frames());
     Ok(Some(Box::new(attached)))
 }
 
-fn welcome(hello: &Hello, lineage: &[Term], (since, head): (Seq, Seq), env: Env<'_>) -> Welcome {
+fn welcome(hello: &Hello, lineage: &[Term], plan: Plan, head: Seq, env: Env<'_>) -> Welcome {
     let shard = (hello.shard != SHARD_PROBE).then_some(ShardIndex(hello.shard));
     let (slots_formatted, records) = shard.map_or((0, 0), |shard| env.store.extent(shard));
     let interval = env.options.heartbeat_interval.as_millis();
@@ -426,11 +456,13 @@ fn welcome(hello: &Hello, lineage: &[Term], (since, head): (Seq, Seq), env: Env<
         geometry: env.store.geometry(),
         store_id: env.store.store_id(),
         epoch: lineage.last().expect("a lineage is never empty").epoch,
-        since,
+        since: plan.since,
         head,
         slots_formatted: slots_formatted.into(),
         records,
+        fork: plan.fork,
+        scan_place: plan.scan_place,
         heartbeat_ms: u32::try_from(interval).unwrap_or(u32::MAX),
-        lineage: lineage.iter().map(|term| (term.epoch, Seq(term.first_seq))).collect(),
+        lineage: lineage.to_vec(),
     }
 }

@@ -188,6 +188,8 @@ struct Connection {
     link: Link,
     stream: TcpStream,
     is_readable: bool,
+    /// The peer has closed. Behind its last bytes stands the end, and no event says so once more.
+    is_ending: bool,
     is_writable: bool,
     /// Something other than the ring may have made something to send.
     is_send_due: bool,
@@ -324,7 +326,8 @@ impl Worker {
                 }
                 Token(index) => {
                     if let Some(Some(connection)) = self.connections.get_mut(index) {
-                        connection.is_readable |= event.is_readable() || event.is_error();
+                        connection.is_ending |= event.is_read_closed() || event.is_error();
+                        connection.is_readable |= event.is_readable() || connection.is_ending;
                         connection.is_writable |= event.is_writable();
                     }
                 }
@@ -475,7 +478,14 @@ impl Shared {
             tracing::debug!(%peer, %error, "no TCP_NODELAY");
         }
         let link = Link::new(peer, seat, &self.options, now);
-        Some(Connection { link, stream, is_readable: true, is_writable: true, is_send_due: false })
+        Some(Connection {
+            link,
+            stream,
+            is_readable: true,
+            is_ending: false,
+            is_writable: true,
+            is_send_due: false,
+        })
     }
 }
 
@@ -485,7 +495,7 @@ impl Connection {
             if !self.is_readable {
                 break;
             }
-            self.is_readable = self.link.receive(&mut self.stream, env)? == Received::More;
+            self.is_readable = self.link.receive(&mut self.stream, env)? == Received::More || self.is_ending;
             self.is_send_due = true;
         }
         let mut bytes = 0;

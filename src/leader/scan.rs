@@ -7,11 +7,13 @@ use std::time::Duration;
 use crate::clock::Now;
 use crate::links::LinkCell;
 use crate::slot::image::RECORD_HEADER_SIZE;
-use crate::slot::{Geometry, Seq, ShardIndex};
+use crate::slot::{Geometry, Seq, ShardIndex, SlotIndex};
 use crate::store::{Scan, Store};
 use crate::wire::frame::{FLAG_SCAN, FrameHeader, HEADER_SIZE, Kind, PAYLOAD_SIZE_MAX, payload_len};
 
 use super::Options;
+use crate::wire::ScanPlace;
+
 use super::link::LinkError;
 
 /// How often a running scan says how far it is.
@@ -43,11 +45,24 @@ impl AckWindow {
     }
 }
 
+/// What a scan is to send.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ScanRange {
+    /// Slots above this seq are sent.
+    pub(super) since: Seq,
+    /// The stream goes on behind this seq.
+    pub(super) through: Seq,
+    /// Where an earlier scan was cut off: slots before it hold more than the others.
+    pub(super) place: Option<ScanPlace>,
+}
+
 /// A scan under way.
 #[derive(Debug)]
 pub(super) struct ScanSender {
     shard: ShardIndex,
     scan: Scan,
+    /// The scan went on in the middle: the slots before that come last.
+    rest: Option<ScanPlace>,
     /// The stream goes on behind this seq once the scan is through.
     pub(super) through: Seq,
     slots_total: u64,
@@ -65,15 +80,23 @@ pub(super) enum ScanStep {
     Wait,
     /// Nothing to send yet, and more slots to look at.
     Again,
+    /// The slots behind the place where the scan went on are through: all slots hold more than before.
+    Half,
     /// Every slot was looked at.
     Through,
 }
 
 impl ScanSender {
-    pub(super) fn new(store: &Store, shard: ShardIndex, since: Seq, through: Seq, now: Now) -> Self {
+    pub(super) fn new(store: &Store, shard: ShardIndex, range: ScanRange, now: Now) -> Self {
+        let ScanRange { since, through, place } = range;
+        let mut scan = store.scan(shard, since);
+        if let Some(place) = place {
+            scan.next = place.next.min(scan.end);
+        }
         Self {
             shard,
-            scan: store.scan(shard, since),
+            scan,
+            rest: place,
             through,
             slots_total: store.extent(shard).0.into(),
             bytes: 0,
@@ -131,7 +154,13 @@ impl ScanSender {
         let payload = out.len() - HEADER_SIZE;
         if payload == 0 {
             out.clear();
-            return Ok(if is_through { ScanStep::Through } else { ScanStep::Again });
+            if !is_through {
+                return Ok(ScanStep::Again);
+            }
+            let Some(place) = self.rest.take() else { return Ok(ScanStep::Through) };
+            let (since, end) = (place.through, place.next.min(self.scan.end));
+            self.scan = Scan { since, next: SlotIndex(0), end, slots_sent: self.scan.slots_sent };
+            return Ok(ScanStep::Half);
         }
         assert!(payload <= PAYLOAD_SIZE_MAX, "scan batch of {payload} bytes");
         let header = FrameHeader {

@@ -144,12 +144,23 @@ fn check_store(leader: &str, info: &LeaderInfo, store: &Store) -> Result<(), Str
         return Ok(());
     }
     Err(format!(
-        "leader {leader} has store {} ({}), this directory holds store {} ({})",
+        "leader {leader} has store {} ({}), this directory holds store {} ({}) and keeps it; to throw it away, \
+         start a follower with --accept-store {}",
         info.store_id,
         info.geometry,
         store.store_id(),
-        store.geometry()
+        store.geometry(),
+        info.store_id
     ))
+}
+
+/// A leader of an older epoch was replaced, and does not know it.
+fn check_epoch(leader: &str, info: &LeaderInfo, store: &Store) -> Result<(), String> {
+    let seen = store.shards().map(|shard| store.stats(shard).epoch).max().unwrap_or(0);
+    if info.epoch >= seen {
+        return Ok(());
+    }
+    Err(format!("leader {leader} is in epoch {}, this node has seen epoch {seen}", info.epoch))
 }
 
 /// Asks the leader, once and beside everything else, whether this is its follower. A follower with

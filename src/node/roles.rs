@@ -206,7 +206,7 @@ impl Roles {
             ));
         }
         let replication = format!("{}:{}", bracketed(host), info.replication_port);
-        self.check_leader(&replication).map_err(|error| format!("leader {error}"))?;
+        self.check_leader(&replication)?;
         Ok(LeaderAt { replication, resp_port: port })
     }
 
@@ -214,6 +214,7 @@ impl Roles {
     fn check_leader(&self, replication: &str) -> Result<LeaderInfo, String> {
         let info = follower::probe(replication, ASK_TIMEOUT).map_err(|error| error.to_string())?;
         super::check_store(replication, &info, &self.parts.store)?;
+        super::check_epoch(replication, &info, &self.parts.store)?;
         Ok(info)
     }
 

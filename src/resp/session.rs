@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
+use tokio::task::AbortHandle;
 
 use crate::slot::{Seq, ShardIndex};
 use crate::store::Store;
@@ -26,6 +27,17 @@ pub(super) struct ClientInfo {
     pub(super) resp3: AtomicBool,
     /// Name, library name, library version.
     pub(super) names: Mutex<ClientNames>,
+    /// The connection's task, so that another connection can end it.
+    pub(super) task: OnceLock<AbortHandle>,
+}
+
+impl ClientInfo {
+    /// Ends the connection, whatever it is doing; its worker closes it.
+    pub(super) fn end(&self) {
+        if let Some(task) = self.task.get() {
+            task.abort();
+        }
+    }
 }
 
 /// What a client says of itself.
@@ -66,6 +78,7 @@ impl Clients {
             last_command: AtomicU8::new(u8::MAX),
             resp3: AtomicBool::new(false),
             names: Mutex::default(),
+            task: OnceLock::new(),
         });
         connected.insert(id, Arc::clone(&info));
         Some(info)

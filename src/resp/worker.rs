@@ -201,7 +201,10 @@ fn admit(worker: &Arc<Worker>, mut stream: TcpStream, peer: SocketAddr) {
     if let Err(error) = set_options(&stream) {
         tracing::debug!(%error, %peer, "cannot set a client's socket options");
     }
-    tokio::spawn(Connection::new(stream, Arc::clone(worker), Session::new(info)).run());
+    let task =
+        tokio::spawn(Connection::new(stream, Arc::clone(worker), Session::new(Arc::clone(&info))).run());
+    // It runs on this thread, so it has not begun yet.
+    drop(info.task.set(task.abort_handle()));
 }
 
 fn set_options(stream: &TcpStream) -> std::io::Result<()> {

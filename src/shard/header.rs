@@ -1,4 +1,4 @@
-//! The first page of a shard file. Little-endian.
+//! The first two pages of a shard file. Little-endian.
 //!
 //! Identity, written once:
 //!
@@ -17,7 +17,7 @@
 //! |     44 |    4 | slots offset      | bytes from the file's start to slot 0         |
 //! |     48 |    4 | crc               | CRC-32 of bytes 0 to 48                       |
 //!
-//! State, two copies at 1024 and 2048, written in turn; the valid one with the higher counter counts:
+//! State, two copies at 256 and 3584, written in turn; the valid one with the higher counter counts:
 //!
 //! | offset | size | field           | meaning                                            |
 //! |-------:|-----:|-----------------|----------------------------------------------------|
@@ -28,44 +28,50 @@
 //! |     24 |   16 | boot id         | of the last opener's machine                       |
 //! |     40 |    8 | mount id        | unique mount id of the last opener's file system   |
 //! |     48 |    8 | clean seq       | last seq at an orderly close; all ones = not closed |
-//! |     56 |    2 | lineage length  | terms, 1 to 48                                     |
+//! |     56 |    2 | lineage length  | terms, 1 to 128                                    |
 //! |     58 |    6 | zero            |                                                    |
-//! |     64 | 16 n | lineage         | epoch u64, first seq u64; oldest first             |
+//! |     64 |    8 | durable seq     | everything up to here survives a power cut         |
+//! |     72 | 24 n | lineage         | epoch u64, id u64, first seq u64; oldest first     |
 //!
-//! Progress of a follower, two copies at 3072 and 3136, written in turn:
+//! Progress of a follower, two copies at 7168 and 7296, written in turn:
 //!
 //! | offset | size | field         | meaning                                              |
 //! |-------:|-----:|---------------|------------------------------------------------------|
-//! |      0 |    4 | crc           | CRC-32 of bytes 4 to 40                              |
-//! |      4 |    4 | zero          |                                                      |
+//! |      0 |    4 | crc           | CRC-32 of bytes 4 to 56                              |
+//! |      4 |    4 | step          | 0 none, 1 scan, 2 rewind; see [`Step`]               |
 //! |      8 |    8 | counter       |                                                      |
-//! |     16 |    8 | epoch         | of the watermark                                     |
+//! |     16 |    8 | epoch         | newest that was followed                             |
 //! |     24 |    8 | seq           | the watermark                                        |
 //! |     32 |    8 | consistent at | see [`Progress`]                                     |
+//! |     40 |    8 | step seq      | a scan's `through`, a rewind's `fork`                |
+//! |     48 |    4 | step slot     | the first one not yet done                           |
+//! |     52 |    4 | zero          |                                                      |
 //!
-//! The redo record lies at 4096 (see [`crate::shard`]), the slots behind it, both page-aligned.
+//! The redo record lies at 8192 (see [`crate::shard`]), the slots behind it, both page-aligned.
 
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
 use crate::slot::image::{RECORD_HEADER_SIZE, read_u16, read_u32, read_u64};
-use crate::slot::{Geometry, Seq, ShardIndex};
+use crate::slot::{Geometry, Seq, ShardIndex, SlotIndex};
+
+pub use crate::slot::lineage::Term;
 
 /// Bytes of the header.
-pub const HEADER_PAGE_SIZE: usize = 4096;
+pub const HEADER_PAGE_SIZE: usize = 8192;
 /// Format that this build writes, and the only one it reads.
 pub const FORMAT_VERSION: u32 = 1;
 /// Terms that a lineage holds; older ones are dropped.
-pub const LINEAGE_LEN_MAX: usize = 48;
+pub const LINEAGE_LEN_MAX: usize = 128;
 
 const MAGIC: [u8; 8] = *b"SLOTSTRM";
 const IDENTITY_SIZE: usize = 52;
-const STATE_OFFSETS: [usize; 2] = [1024, 2048];
-const STATE_FIXED_SIZE: usize = 64;
-const TERM_SIZE: usize = 16;
-const PROGRESS_OFFSETS: [usize; 2] = [3072, 3136];
-const PROGRESS_SIZE: usize = 40;
+const STATE_OFFSETS: [usize; 2] = [256, 3584];
+const STATE_FIXED_SIZE: usize = 72;
+const TERM_SIZE: usize = 24;
+const PROGRESS_OFFSETS: [usize; 2] = [7168, 7296];
+const PROGRESS_SIZE: usize = 56;
 const NOT_CLOSED: u64 = u64::MAX;
 const PAGE_SIZE: usize = 4096;
 
@@ -137,15 +143,6 @@ pub struct Identity {
     pub geometry: Geometry,
 }
 
-/// A term of leadership that a shard has lived through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub struct Term {
-    /// Number of the term.
-    pub epoch: u64,
-    /// First seq that belongs to it.
-    pub first_seq: u64,
-}
-
 /// What changes seldom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
@@ -159,6 +156,8 @@ pub struct State {
     pub mount_id: u64,
     /// Last seq at an orderly close.
     pub clean_seq: Option<Seq>,
+    /// Everything up to here survives a power cut.
+    pub durable_seq: Seq,
     /// Oldest first, never empty.
     pub lineage: Vec<Term>,
 }
@@ -166,12 +165,37 @@ pub struct State {
 /// What a follower knows of its own state of one shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct Progress {
-    /// Epoch of the watermark.
+    /// Newest epoch that was followed.
     pub epoch: u64,
     /// Watermark: everything up to here is held. Zero: nothing is, the next scan is a full one.
     pub seq: Seq,
     /// The state is an exact prefix of the leader's only from this seq on; `Seq::MAX` inside a scan.
     pub consistent_at: Seq,
+    /// What a broken link has left half done; only while the state is not consistent.
+    pub step: Step,
+}
+
+/// What a follower goes on with after a broken link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Nothing, or a scan of which nothing came.
+    #[default]
+    None,
+    /// A scan was cut off.
+    Scan {
+        /// Slots below this one hold everything up to `through`.
+        next: SlotIndex,
+        /// See `next`.
+        through: Seq,
+    },
+    /// A rewind: slots whose seq is above `fork` hold what the leader never had, or parts of what it has.
+    Rewind {
+        /// The last seq shared with the leader.
+        fork: Seq,
+        /// Slots below this one hold the leader's images.
+        next: SlotIndex,
+    },
 }
 
 impl Progress {
@@ -295,9 +319,12 @@ impl State {
             let lineage_len = u16::try_from(self.lineage.len()).expect("asserted above");
             put(copy, 56, &lineage_len.to_le_bytes());
             put(copy, 58, &[0; 6]);
+            put(copy, 64, &self.durable_seq.0.to_le_bytes());
             for (place, term) in self.lineage.iter().enumerate() {
-                put(copy, STATE_FIXED_SIZE + place * TERM_SIZE, &term.epoch.to_le_bytes());
-                put(copy, STATE_FIXED_SIZE + place * TERM_SIZE + 8, &term.first_seq.to_le_bytes());
+                let words = [term.epoch, term.id, term.first_seq];
+                for (word, offset) in words.into_iter().zip([0, 8, 16]) {
+                    put(copy, STATE_FIXED_SIZE + place * TERM_SIZE + offset, &word.to_le_bytes());
+                }
             }
             STATE_FIXED_SIZE + self.lineage.len() * TERM_SIZE
         });
@@ -309,10 +336,8 @@ impl State {
             return Err(HeaderError::Checksum { path: path.into(), part: "the state" });
         };
         let copy = &page[STATE_OFFSETS[place]..];
-        let term = |place: usize| Term {
-            epoch: read_u64(copy, STATE_FIXED_SIZE + place * TERM_SIZE),
-            first_seq: read_u64(copy, STATE_FIXED_SIZE + place * TERM_SIZE + 8),
-        };
+        let word = |place: usize, offset| read_u64(copy, STATE_FIXED_SIZE + place * TERM_SIZE + offset);
+        let term = |place| Term { epoch: word(place, 0), id: word(place, 8), first_seq: word(place, 16) };
         let mut boot_id = [0; 16];
         boot_id.copy_from_slice(&copy[24..40]);
         let clean_seq = read_u64(copy, 48);
@@ -322,6 +347,7 @@ impl State {
             boot_id,
             mount_id: read_u64(copy, 40),
             clean_seq: (clean_seq != NOT_CLOSED).then_some(Seq(clean_seq)),
+            durable_seq: Seq(read_u64(copy, 64)),
             lineage: (0..usize::from(read_u16(copy, 56))).map(term).collect(),
         })
     }
@@ -335,10 +361,18 @@ impl Progress {
     /// Writes the progress into a header page.
     pub fn write(&self, page: &mut [u8]) {
         write_other(page, PROGRESS_OFFSETS, progress_is_valid, |copy| {
-            put(copy, 4, &[0; 4]);
+            let (kind, seq, slot) = match self.step {
+                Step::None => (0_u32, Seq::ZERO, SlotIndex(0)),
+                Step::Scan { next, through } => (1, through, next),
+                Step::Rewind { fork, next } => (2, fork, next),
+            };
+            put(copy, 4, &kind.to_le_bytes());
             put(copy, 16, &self.epoch.to_le_bytes());
             put(copy, 24, &self.seq.0.to_le_bytes());
             put(copy, 32, &self.consistent_at.0.to_le_bytes());
+            put(copy, 40, &seq.0.to_le_bytes());
+            put(copy, 48, &slot.0.to_le_bytes());
+            put(copy, 52, &[0; 4]);
             PROGRESS_SIZE
         });
     }
@@ -354,6 +388,11 @@ impl Progress {
             epoch: read_u64(copy, 16),
             seq: Seq(read_u64(copy, 24)),
             consistent_at: Seq(read_u64(copy, 32)),
+            step: match (read_u32(copy, 4), Seq(read_u64(copy, 40)), SlotIndex(read_u32(copy, 48))) {
+                (1, through, next) => Step::Scan { next, through },
+                (2, fork, next) => Step::Rewind { fork, next },
+                _ => Step::None,
+            },
         }
     }
 }
@@ -376,7 +415,8 @@ mod tests {
             boot_id: [9; 16],
             mount_id: 5,
             clean_seq: None,
-            lineage: vec![Term { epoch: 1, first_seq: 1 }, Term { epoch: 4, first_seq: 77 }],
+            durable_seq: Seq(50),
+            lineage: vec![Term { epoch: 1, id: 11, first_seq: 1 }, Term { epoch: 4, id: 12, first_seq: 77 }],
         }
     }
 
@@ -414,7 +454,9 @@ mod tests {
 
     #[test]
     fn a_progress_write_cut_at_any_byte_leaves_the_old_progress_or_the_new_one() {
-        let progress = |seq| Progress { epoch: 1, seq: Seq(seq), consistent_at: Seq(seq / 2) };
+        let step = |seq| Step::Scan { next: SlotIndex(5), through: Seq(seq * 3) };
+        let progress =
+            |seq| Progress { epoch: 1, seq: Seq(seq), consistent_at: Seq(seq / 2), step: step(seq) };
         let mut before = vec![0; HEADER_PAGE_SIZE];
         assert_eq!(Progress::read(&before), Progress::default());
         progress(8).write(&mut before);

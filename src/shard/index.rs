@@ -332,29 +332,66 @@ impl IndexWindow {
         }
     }
 
-    /// As [`Index::find`], in a table of so many buckets. What it says counts only if the shard's
-    /// version has not moved meanwhile; `Err` if it is sure to have moved.
+    /// Begins a search for a hash in a table of so many buckets.
     #[inline]
-    pub fn find(
-        &self,
-        bucket_count: usize,
-        hash: u32,
-        mut is_key: impl FnMut(SlotIndex) -> bool,
-    ) -> Result<Option<SlotIndex>, Moved> {
-        // A table that changes under us may look full everywhere; an honest search is a few buckets.
-        const SEARCH_MAX: usize = 64;
-        let mut bucket = home(hash, bucket_count);
-        for _ in 0..SEARCH_MAX {
-            let line = self.window.load_line(bucket).ok_or(Moved)?;
-            if let Some(slot) = find_in(&line, hash, &mut is_key) {
-                return Ok(Some(slot));
-            }
-            if line[BUCKET_ENTRIES - 1] == 0 {
+    pub fn search(&self, bucket_count: usize, hash: u32) -> Result<Search<'_>, Moved> {
+        let bucket = home(hash, bucket_count);
+        let mut search = Search {
+            window: &self.window,
+            hash,
+            bucket_count,
+            bucket,
+            matches: 0,
+            is_last: false,
+            buckets_left: SEARCH_MAX,
+        };
+        search.look()?;
+        Ok(search)
+    }
+}
+
+// A table that changes under us may look full everywhere; an honest search is a few buckets.
+const SEARCH_MAX: u32 = 64;
+
+/// A search beside the writer, as [`Index::find`]'s. What it finds counts only if the shard's version has not
+/// moved meanwhile. It is a loop in the caller: handing a closure down costs a tenth of a read.
+#[derive(Debug)]
+pub struct Search<'a> {
+    window: &'a Window,
+    hash: u32,
+    bucket_count: usize,
+    bucket: usize,
+    /// Places in the bucket that are still to be named.
+    matches: u32,
+    is_last: bool,
+    buckets_left: u32,
+}
+
+impl Search<'_> {
+    #[inline]
+    fn look(&mut self) -> Result<(), Moved> {
+        let line = self.window.load_line(self.bucket).ok_or(Moved)?;
+        self.matches = high_halves_equal(&line, self.hash);
+        self.is_last = line[BUCKET_ENTRIES - 1] == 0;
+        Ok(())
+    }
+
+    /// The next slot that may hold a key with this hash; `Err` if the table is sure to have changed.
+    #[inline]
+    pub fn next_slot(&mut self) -> Result<Option<SlotIndex>, Moved> {
+        while self.matches == 0 {
+            if self.is_last {
                 return Ok(None);
             }
-            bucket = if bucket + 1 == bucket_count { 0 } else { bucket + 1 };
+            self.buckets_left = self.buckets_left.checked_sub(1).ok_or(Moved)?;
+            self.bucket = if self.bucket + 1 == self.bucket_count { 0 } else { self.bucket + 1 };
+            self.look()?;
         }
-        Err(Moved)
+        let place = self.matches.trailing_zeros() as usize;
+        self.matches &= self.matches - 1;
+        // Loaded again: a line kept in memory until here would be stored first.
+        let entry = self.window.load_word(self.bucket * BUCKET_ENTRIES + place).ok_or(Moved)?;
+        Ok(Some(entry_slot(entry)))
     }
 }
 

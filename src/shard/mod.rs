@@ -15,6 +15,7 @@ pub mod free;
 pub mod header;
 pub mod index;
 pub mod recover;
+pub mod rewind;
 pub mod scan;
 #[cfg(test)]
 mod tests;
@@ -26,10 +27,11 @@ use crate::planted::{Bug, is_planted};
 use crate::region::{Region, Window, prefetch};
 use crate::slot::image::{Image, RECORD_HEADER_SIZE, free_images, header_of, names_key, read_u32};
 use crate::slot::layout::HEADER_SIZE;
+use crate::slot::lineage;
 use crate::slot::{Geometry, Record, RecordError, Seq, ShardIndex, SlotError, SlotIndex, SlotView, Status};
 
 use free::FreeSet;
-pub use header::{HeaderError, Identity, Progress, State, Term};
+pub use header::{HeaderError, Identity, Progress, State, Step, Term};
 use index::{Index, IndexWindow};
 
 /// Where the redo record lies.
@@ -340,7 +342,7 @@ impl Shard {
         *block = (*block).max(seq.0);
     }
 
-    /// Makes a block's summary anew, after one of its slots was healed.
+    /// Makes a block's summary anew, after one of its slots was healed or went back.
     #[cold]
     fn summarise(&mut self, slot: SlotIndex) {
         let block = slot.0 / BLOCK_SLOTS;
@@ -354,10 +356,16 @@ impl Shard {
     /// Applies a leader's record if its seq is newer than the slot's own; says whether it was.
     /// `hash` is the index hash of the image's key.
     pub fn apply(&mut self, record: Record<'_>, hash: u32) -> Result<bool, ApplyError> {
+        self.apply_image::<false>(record, hash)
+    }
+
+    /// Applies a record; a forced one whatever its seq and status.
+    #[inline]
+    fn apply_image<const FORCED: bool>(&mut self, record: Record<'_>, hash: u32) -> Result<bool, ApplyError> {
         let slot = record.slot;
         let damaged = |error| ApplyError::Slot { slot, error };
         let new = SlotView::check(self.geometry(), self.shard(), slot, record.image).map_err(damaged)?;
-        if new.status() == Status::Free {
+        if new.status() == Status::Free && !FORCED {
             return Err(damaged(SlotError::Status));
         }
         if slot.0 >= self.slots_formatted() {
@@ -368,6 +376,7 @@ impl Shard {
         let old = if healed.is_some() { None } else { self.peek(slot) };
         if let Some(old) = &old
             && old.seq() >= new.seq()
+            && (!FORCED || is_planted(Bug::ForcedImageRefused))
             && !is_planted(Bug::StaleImageApplied)
         {
             return Ok(false);
@@ -398,7 +407,7 @@ impl Shard {
         redo[RECORD_HEADER_SIZE..].copy_from_slice(record.image);
         self.finish_redo(slot, size);
         self.seq = self.seq.max(new.seq());
-        if healed.is_some() {
+        if healed.is_some() || FORCED {
             self.summarise(slot);
         } else {
             self.note_seq(slot, new.seq());
@@ -497,17 +506,16 @@ impl Shard {
     fn format_to(&mut self, slots: u32) -> io::Result<()> {
         const STEP_BYTES: usize = 256 << 10;
         let (formatted, image_of) = (self.slots_formatted(), free_images(self.shard()));
-        let mut next = formatted;
-        let mut bytes = Vec::new();
-        while next < slots {
-            let start = self.slot_offset(SlotIndex(next));
-            bytes.clear();
-            while next < slots && bytes.len() < STEP_BYTES {
-                bytes.extend_from_slice(&image_of(SlotIndex(next)));
-                bytes.resize(bytes.len() - HEADER_SIZE + self.stride, 0);
-                next += 1;
+        let step = (STEP_BYTES / self.stride).max(1).min((slots - formatted) as usize);
+        // Headers only: what lies between them stays zero.
+        let mut bytes = vec![0; step * self.stride];
+        for first in (formatted..slots).step_by(step) {
+            let mut len = 0;
+            for (slot, target) in (first..slots).zip(bytes.chunks_exact_mut(self.stride)) {
+                target[..HEADER_SIZE].copy_from_slice(&image_of(SlotIndex(slot)));
+                len += self.stride;
             }
-            self.region.fill(start, &bytes)?;
+            self.region.fill(self.slot_offset(SlotIndex(first)), &bytes[..len])?;
         }
         compiler_fence(Ordering::SeqCst);
         self.free.insert_range(formatted..slots);
@@ -556,6 +564,9 @@ impl Shard {
     /// that it is true on whatever machine the shard is opened next.
     pub fn close(&mut self) -> io::Result<()> {
         self.region.sync()?;
+        // A follower holds all of its leader's history only up to its watermark.
+        let leads = self.progress == Progress::default();
+        self.state.durable_seq = if leads { self.seq } else { self.progress.seq };
         self.state.clean_seq = Some(self.seq);
         self.write_state();
         self.region.sync()
@@ -563,17 +574,28 @@ impl Shard {
 
     /// Makes a shard that followed a leader one that leads: a new epoch, whose first seq is the next.
     /// The caller has seen that the state is a prefix of that leader's.
-    pub fn promote(&mut self) {
+    pub fn promote(&mut self, epoch: u64, id: u64) {
         assert!(self.progress.is_consistent(), "a shard inside a scan is not promoted");
-        // The epoch first: a kill in between leaves a follower with an epoch that nobody else has.
-        self.begin_epoch(self.seq.next());
+        assert!(epoch > self.epoch(), "a promotion takes a new epoch");
+        // The term first: a kill in between leaves a follower with a term that nobody else has.
+        self.begin_term(epoch, id);
         self.set_progress(Progress::default());
     }
 
-    /// Adds a term to the lineage.
-    fn begin_epoch(&mut self, first_seq: Seq) {
+    /// Makes a shard that led one that follows: it holds all of its own history, and nothing else.
+    pub fn demote(&mut self) {
+        if self.progress == Progress::default() && self.seq != Seq::ZERO {
+            let (epoch, seq) = (self.epoch(), self.seq);
+            // Slots that were damaged have to come again first.
+            let consistent_at = if self.damaged.is_empty() { seq } else { Seq::MAX };
+            self.set_progress(Progress { epoch, seq, consistent_at, step: Step::None });
+        }
+    }
+
+    /// Adds a term that owns all seqs from the next one on.
+    fn begin_term(&mut self, epoch: u64, id: u64) {
         let mut lineage = self.state.lineage.clone();
-        lineage.push(Term { epoch: self.epoch() + 1, first_seq: first_seq.0 });
+        lineage::begin(&mut lineage, Term { epoch, id, first_seq: self.seq.next().0 });
         self.set_lineage(&lineage);
     }
 }

@@ -6,10 +6,11 @@ use std::path::Path;
 
 use crate::region::Region;
 use crate::slot::image::{RECORD_HEADER_SIZE, read_u32};
+use crate::slot::lineage;
 use crate::slot::{Seq, SlotError, SlotIndex, SlotView, Status};
 
 use super::free::FreeSet;
-use super::header::{HEADER_PAGE_SIZE, HeaderError, Identity, Progress, State, Term, slots_offset};
+use super::header::{HEADER_PAGE_SIZE, HeaderError, Identity, Progress, State, Step, Term, slots_offset};
 use super::index::Index;
 use super::{BLOCK_SLOTS, Counts, REDO_OFFSET, Shard};
 
@@ -75,7 +76,8 @@ impl Shard {
             boot_id: host.boot_id,
             mount_id: host.mount_id,
             clean_seq: Some(Seq::ZERO),
-            lineage: vec![Term { epoch: 1, first_seq: 1 }],
+            durable_seq: Seq::ZERO,
+            lineage: vec![Term { epoch: 1, id: 0, first_seq: 1 }],
         };
         let mut shard = Self::bare(region, identity, state)?;
         let slots = (shard.region.len() - shard.slots_offset) / shard.stride;
@@ -132,14 +134,17 @@ impl Shard {
         Ok(shard)
     }
 
-    /// Makes the shard this process's own; says how the last one ended.
-    pub fn take_over(&mut self, host: Host) -> Ending {
+    /// Makes the shard this process's own; says how the last one ended. A leader's shard takes a new
+    /// term, named `term_id`: what this process writes is told from what any other writes at the same seq.
+    pub fn take_over(&mut self, host: Host, term_id: u64) -> Ending {
         let ending = self.ending(host);
         if ending == Ending::OsCrash {
-            self.distrust();
-        } else if !self.damaged.is_empty() && self.progress != Progress::default() {
-            // A delta would never bring a damaged slot again.
-            self.forget_watermark();
+            self.distrust(term_id);
+        } else if self.progress == Progress::default() {
+            self.begin_term(self.epoch(), term_id);
+        } else if !self.damaged.is_empty() {
+            // Not the leader's state at any seq until the leader has sent the damaged slots again.
+            self.set_progress(Progress { consistent_at: Seq::MAX, ..self.progress });
         }
         self.state.boot_id = host.boot_id;
         self.state.mount_id = host.mount_id;
@@ -160,19 +165,23 @@ impl Shard {
     }
 
     /// After an OS crash any slot may be older than it was. A follower's shard forgets its watermark and
-    /// is scanned in full. A leader's takes a new epoch that shares nothing with the ones before: what a
-    /// follower holds of those may differ from what is left here at any seq, so it is refused.
-    fn distrust(&mut self) {
+    /// is scanned in full. A leader's takes a new epoch that shares with the ones before only what an
+    /// orderly close made durable: what a follower holds beyond may differ from what is left here.
+    fn distrust(&mut self, term_id: u64) {
         if self.progress != Progress::default() {
-            self.forget_watermark();
-        } else if self.seq != Seq::ZERO {
-            self.begin_epoch(Seq::ZERO.next());
+            let step = match self.progress.step {
+                Step::Rewind { fork, .. } => Step::Rewind { fork, next: SlotIndex(0) },
+                Step::None | Step::Scan { .. } => Step::None,
+            };
+            self.set_progress(Progress { seq: Seq::ZERO, consistent_at: Seq::MAX, step, ..self.progress });
+        } else if self.seq == Seq::ZERO {
+            self.begin_term(self.epoch() + 1, term_id);
+        } else {
+            let mut terms = self.state.lineage.clone();
+            let first_seq = self.state.durable_seq.next().0;
+            lineage::cut(&mut terms, Term { epoch: self.epoch() + 1, id: term_id, first_seq });
+            self.set_lineage(&terms);
         }
-    }
-
-    fn forget_watermark(&mut self) {
-        let epoch = self.progress.epoch;
-        self.set_progress(Progress { epoch, seq: Seq::ZERO, consistent_at: Seq::MAX });
     }
 
     /// Copies a whole redo record to its slot again, if the slot has not got it.

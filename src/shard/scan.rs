@@ -2,7 +2,8 @@
 //!
 //! A step holds the shard's lock for a bounded number of slots and bytes; writers run in between.
 
-use crate::slot::image::push_record;
+use crate::slot::image::{Image, push_record};
+use crate::slot::layout::HEADER_SIZE;
 use crate::slot::{Seq, SlotError, SlotIndex, Status};
 
 use super::{BLOCK_SLOTS, Shard};
@@ -29,6 +30,19 @@ impl Shard {
     #[must_use]
     pub fn scan(&self, since: Seq) -> Scan {
         Scan { since, next: SlotIndex(0), end: SlotIndex(self.slots_formatted()), slots_sent: 0 }
+    }
+
+    /// Appends the record of a slot as it is, a free one if there is no such slot.
+    pub fn push_slot(&self, slot: SlotIndex, out: &mut Vec<u8>) -> Result<(), SlotError> {
+        if slot.0 < self.slots_formatted() {
+            push_record(out, slot, self.view(slot)?.image());
+            return Ok(());
+        }
+        let free = Image { seq: Seq::ZERO, status: Status::Free, expire_at: 0, key: &[], value: &[] };
+        let mut image = [0; HEADER_SIZE];
+        free.write(self.shard(), slot, &mut image);
+        push_record(out, slot, &image);
+        Ok(())
     }
 
     /// Appends records to `out`, at most `bytes_max` in all (but at least one record, if there is

@@ -32,7 +32,7 @@ fn example() -> Shard {
         Identity { store_id: Uuid::from_u128(0x5107_57EA), shard: ShardIndex(2), geometry: GEOMETRY };
     let size = Shard::initial_size(&GEOMETRY);
     let mut shard = Shard::create(Region::heap(size, size), identity, HOST).unwrap();
-    shard.take_over(HOST);
+    shard.take_over(HOST, 0xA1);
     put(&mut shard, &key(0), b"first", 0);
     put(&mut shard, &key(1), b"a value of forty bytes, as many as fit..", 0);
     put(&mut shard, &key(2), b"gone soon", 0);
@@ -43,8 +43,9 @@ fn example() -> Shard {
         shard.delete(hash, slot, &gone);
     }
     put(&mut shard, &key(3), b"in a slot used before", 0);
-    shard.set_lineage(&[Term { epoch: 1, first_seq: 1 }, Term { epoch: 3, first_seq: 5 }]);
-    shard.set_progress(Progress { epoch: 3, seq: Seq(7), consistent_at: Seq(6) });
+    shard
+        .set_lineage(&[Term { epoch: 1, id: 0xE1, first_seq: 1 }, Term { epoch: 3, id: 0xE3, first_seq: 5 }]);
+    shard.set_progress(Progress { epoch: 3, seq: Seq(7), consistent_at: Seq(6), step: Step::None });
     shard.close().unwrap();
     shard
 }
@@ -87,8 +88,8 @@ fn the_golden_file_opens() {
     let page = region.bytes(0, header::HEADER_PAGE_SIZE).to_vec();
     let identity = Identity::read(Path::new("golden"), &page).unwrap();
     let mut shard = Shard::open(Path::new("golden"), region, identity, |_| {}).unwrap();
-    assert_eq!(shard.take_over(HOST), recover::Ending::Clean);
-    assert_eq!(shard.take_over(Host { mount_id: 1, ..HOST }), recover::Ending::OsCrash);
+    assert_eq!(shard.take_over(HOST, 0xA1), recover::Ending::Clean);
+    assert_eq!(shard.take_over(Host { mount_id: 1, ..HOST }, 0xA2), recover::Ending::OsCrash);
     assert_eq!((shard.seq(), shard.epoch()), (Seq(7), 3));
     assert_eq!(shard.counts(), Counts { occupied: 2, deleted: 1, expiring: 1 });
     let slot = shard.find(GEOMETRY.place(&key(0)).hash, &key(0)).unwrap();
@@ -105,14 +106,17 @@ fn a_leader_s_shard_takes_a_new_epoch_after_an_os_crash_and_a_follower_s_forgets
     let reopen = |mut shard: Shard| {
         let identity = shard.identity;
         // In use, not closed.
-        shard.take_over(HOST);
+        shard.take_over(HOST, 0xA1);
         let mut shard = Shard::open(Path::new("memory"), shard.into_region(), identity, |_| {}).unwrap();
-        let ending = shard.take_over(Host { boot_id: [1; 16], ..HOST });
+        let ending = shard.take_over(Host { boot_id: [1; 16], ..HOST }, 0xA3);
         (shard, ending)
     };
     let (follower, ending) = reopen(example());
     assert_eq!((ending, follower.epoch()), (recover::Ending::OsCrash, 3));
-    assert_eq!(follower.progress(), Progress { epoch: 3, seq: Seq::ZERO, consistent_at: Seq::MAX });
+    assert_eq!(
+        follower.progress(),
+        Progress { epoch: 3, seq: Seq::ZERO, consistent_at: Seq::MAX, step: Step::None }
+    );
     // In its first scan a follower has no watermark yet, but it is a follower.
     let mut scanning = example();
     scanning.set_progress(Progress { consistent_at: Seq::MAX, ..Progress::default() });
@@ -121,6 +125,12 @@ fn a_leader_s_shard_takes_a_new_epoch_after_an_os_crash_and_a_follower_s_forgets
     let mut leader = example();
     leader.set_progress(Progress::default());
     let (leader, _) = reopen(leader);
-    // Any slot may be older than it was, so the new epoch shares no seq with those before.
-    assert_eq!(leader.lineage().last(), Some(&Term { epoch: 4, first_seq: 1 }));
+    // Any slot may be older than it was, but not older than at the last orderly close, with seq 7.
+    assert_eq!(leader.lineage().last(), Some(&Term { epoch: 4, id: 0xA3, first_seq: 8 }));
+    let mut never_closed = example();
+    never_closed.state.durable_seq = Seq::ZERO;
+    never_closed.set_progress(Progress::default());
+    let (never_closed, _) = reopen(never_closed);
+    assert_eq!(never_closed.lineage().last(), Some(&Term { epoch: 4, id: 0xA3, first_seq: 1 }));
+    assert!(lineage::is_ordered(never_closed.lineage()));
 }

@@ -37,7 +37,7 @@ pub const SHARD_COUNT_MAX: u16 = 1024;
 pub struct ShardIndex(pub u16);
 
 /// Position of a slot in its shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize)]
 pub struct SlotIndex(pub u32);
 
 impl fmt::Display for ShardIndex {

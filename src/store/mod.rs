@@ -5,13 +5,16 @@
 //! and pushes it to the shard's rings; a step of a scan holds it shared. A read of one record takes
 //! no lock: it copies the slot's words and asks the shard's version whether a writer was there
 //! meanwhile; only then it takes the lock, shared. So consecutive reads overlap in the processor.
-//! [`open`] makes and opens stores, [`records`] is what clients call, [`replicate`] what links call.
+//! [`open`] makes and opens stores, [`records`] is what clients call, [`replicate`] what links call,
+//! [`rewind`] what a follower does that holds what its leader never had.
 
 pub mod directory;
 pub mod open;
 pub mod position;
 pub mod records;
 pub mod replicate;
+mod report;
+pub mod rewind;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering,
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use uuid::Uuid;
 
+use crate::chance::Chance;
 use crate::clock::Clock;
 use crate::region::Window;
 use crate::ring::RingWriter;
@@ -31,7 +35,7 @@ use crate::shard::Shard;
 use crate::shard::index::IndexWindow;
 use crate::slot::{Geometry, ShardIndex, SlotError, SlotIndex, SlotView};
 
-pub use crate::shard::header::{HeaderError, Progress, State, Term};
+pub use crate::shard::header::{HeaderError, Progress, State, Step, Term};
 pub use crate::shard::recover::Ending;
 pub use crate::shard::scan::Scan;
 pub use crate::shard::{ApplyError, BLOCK_SLOTS, Counts};
@@ -39,6 +43,8 @@ pub use open::{OpenError, Options};
 pub use position::Position;
 pub use records::{Change, Entry, NotANumber, ReadError, WriteError};
 pub use replicate::{Applied, PromoteError};
+use report::Reports;
+pub use rewind::Rewound;
 
 /// What lies behind a shard's lock.
 pub(crate) struct Locked {
@@ -163,6 +169,8 @@ pub struct Store {
     geometry: Geometry,
     store_id: Uuid,
     clock: Arc<dyn Clock>,
+    chance: Arc<dyn Chance>,
+    reports: Reports,
     cells: Box<[Cell]>,
     stride: usize,
     slots_offset: usize,

@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use uuid::Uuid;
 
+use crate::chance::{Chance, SystemChance};
 use crate::clock::{Clock, SystemClock};
 use crate::region::{Region, allocate, create_file};
 use crate::shard::Shard;
@@ -17,6 +19,7 @@ use crate::shard::header::{HeaderError, Identity, slots_offset};
 use crate::shard::recover::{Ending, Host, RecoverError};
 use crate::slot::{Geometry, GeometryError, ShardIndex, SlotError, SlotIndex};
 
+use super::report::Reports;
 use super::{Cell, Store, directory};
 
 // Address space, not memory: what all shards of a store may map together (a process has 128 TiB).
@@ -34,6 +37,8 @@ pub struct Options {
     pub store_id: Option<Uuid>,
     /// Source of time.
     pub clock: Arc<dyn Clock>,
+    /// Source of names for terms of leadership.
+    pub chance: Arc<dyn Chance>,
     /// Open a shard that has damaged slots and keep them aside, instead of refusing it. For followers,
     /// which get the slots again from their leader, and for tools.
     pub quarantine: bool,
@@ -50,6 +55,7 @@ impl Default for Options {
             create: false,
             store_id: None,
             clock: Arc::new(SystemClock::new()),
+            chance: Arc::new(SystemChance),
             quarantine: false,
             private: false,
             memory_slots: None,
@@ -187,28 +193,33 @@ impl Store {
         let first = inspect_first(path)?;
         check_wanted(path, &options, &first)?;
         let shards = open_shards(path, first, &options)?;
-        Ok(Self::assemble(first.geometry, first.store_id, options.clock, shards, host, Some(lock)))
+        let reports = Reports::Directory(path.into());
+        let sources = (options.clock, options.chance);
+        Ok(Self::assemble(first, sources, shards, host, Some(lock), reports))
     }
 
     /// All shards are good: from here on they are this process's.
     fn assemble(
-        geometry: Geometry,
-        store_id: Uuid,
-        clock: Arc<dyn Clock>,
+        Identity { geometry, store_id, .. }: Identity,
+        (clock, chance): (Arc<dyn Clock>, Arc<dyn Chance>),
         mut shards: Vec<Shard>,
         host: Host,
         lock: Option<File>,
+        reports: Reports,
     ) -> Self {
+        let term_id = chance.next();
         let worst = |worst: Ending, ending: Ending| match (worst, ending) {
             (Ending::OsCrash, _) | (_, Ending::OsCrash) => Ending::OsCrash,
             (Ending::ProcessCrash, _) | (_, Ending::ProcessCrash) => Ending::ProcessCrash,
             (Ending::Clean, Ending::Clean) => Ending::Clean,
         };
-        let ending = shards.iter_mut().map(|shard| shard.take_over(host)).fold(Ending::Clean, worst);
+        let ending = shards.iter_mut().map(|shard| shard.take_over(host, term_id)).fold(Ending::Clean, worst);
         Self {
             geometry,
             store_id,
             clock,
+            chance,
+            reports,
             cells: shards.into_iter().map(Cell::new).collect(),
             stride: geometry.slot_stride(),
             slots_offset: slots_offset(&geometry),
@@ -231,7 +242,10 @@ impl Store {
             shard.map_err(io_error(Path::new("memory"), "make a shard"))
         };
         let shards = (0..geometry.shard_count).map(ShardIndex).map(make).collect::<Result<_, OpenError>>()?;
-        Ok(Self::assemble(geometry, store_id, options.clock, shards, Host::default(), None))
+        let identity = Identity { store_id, shard: ShardIndex(0), geometry };
+        let sources = (options.clock, options.chance);
+        let reports = Reports::Memory(Mutex::default());
+        Ok(Self::assemble(identity, sources, shards, Host::default(), None, reports))
     }
 
     /// Opens a store in memory again from its slots alone, as a new process does after a kill.
@@ -246,7 +260,9 @@ impl Store {
         };
         let cells = self.cells.into_iter().enumerate();
         let shards = cells.map(reopen).collect::<Result<_, OpenError>>()?;
-        Ok(Self::assemble(geometry, store_id, self.clock, shards, Host::default(), None))
+        let identity = Identity { store_id, shard: ShardIndex(0), geometry };
+        let sources = (self.clock, self.chance);
+        Ok(Self::assemble(identity, sources, shards, Host::default(), None, self.reports))
     }
 }
 

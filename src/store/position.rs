@@ -70,6 +70,6 @@ mod tests {
     }
 
     fn term(epoch: u64, first_seq: u64) -> Term {
-        Term { epoch, first_seq }
+        Term { epoch, id: epoch, first_seq }
     }
 }

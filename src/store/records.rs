@@ -281,22 +281,26 @@ impl Store {
         if !version.is_multiple_of(2) {
             return Err(Moved);
         }
-        let bucket_count = cell.index_buckets.load(Ordering::Relaxed);
-        let mut is_whole = true;
-        let slot = cell.index.find(bucket_count, hash, |slot| {
+        let mut search = cell.index.search(cell.index_buckets.load(Ordering::Relaxed), hash)?;
+        let found = loop {
+            let Some(slot) = search.next_slot()? else { break None };
             let offset = self.slot_offset(slot);
             cell.slots.prefetch(offset);
             cell.slots.prefetch(offset + 64);
-            is_whole &= cell.slots.load(offset, words);
+            if !cell.slots.load(offset, words) {
+                return Err(Moved);
+            }
             // Half-written words name any key; the version tells them from a key that is not there.
-            names_key(bytes_of(words), key)
-        })?;
+            if names_key(bytes_of(words), key) {
+                break Some(slot);
+            }
+        };
         // The words are loaded before the version is looked at again.
         fence(Ordering::Acquire);
-        if !is_whole || cell.version.load(Ordering::Relaxed) != version {
+        if cell.version.load(Ordering::Relaxed) != version {
             return Err(Moved);
         }
-        Ok(slot)
+        Ok(found)
     }
 
     /// A copy of the value.

@@ -108,10 +108,17 @@ impl Store {
         (locked.shard.slots_formatted(), locked.shard.counts().occupied)
     }
 
-    /// Terms of leadership, oldest first; the last one is the current epoch.
+    /// Terms of leadership, oldest first; the last one is the current one.
     #[must_use]
     pub fn lineage(&self, shard: ShardIndex) -> Vec<Term> {
         self.shared(shard).shard.lineage().to_vec()
+    }
+
+    /// The newest epoch that the shard has lived through or followed.
+    #[must_use]
+    pub fn epoch_seen(&self, shard: ShardIndex) -> u64 {
+        let locked = self.shared(shard);
+        locked.shard.epoch().max(locked.shard.progress().epoch)
     }
 
     // ---- follower
@@ -157,7 +164,7 @@ impl Store {
     /// Whether [`Store::promote`] would be done, as of now.
     pub fn check_promote(&self) -> Result<(), PromoteError> {
         for shard in self.shards() {
-            let Progress { epoch, seq, consistent_at } = self.progress(shard);
+            let Progress { epoch, seq, consistent_at, .. } = self.progress(shard);
             if epoch == 0 && consistent_at == Seq::ZERO {
                 return Err(PromoteError::Missing { shard });
             }
@@ -168,18 +175,30 @@ impl Store {
         Ok(())
     }
 
-    /// Makes a store that followed a leader one that leads: every shard takes a new epoch.
+    /// Makes a store that followed a leader one that leads: all shards take the same new epoch.
     pub fn promote(&self) -> Result<(), PromoteError> {
         self.check_promote()?;
         self.promote_rest();
         Ok(())
     }
 
+    /// Lets a store that leads go on in an epoch newer than `epoch`: so it leads those again who have met
+    /// a successor of it that is no more.
+    pub fn lead_past(&self, epoch: u64) {
+        let epoch = self.shards().map(|shard| self.epoch_seen(shard)).fold(epoch, u64::max) + 1;
+        let term_id = self.chance.next();
+        self.shards().for_each(|shard| self.exclusive(shard).shard.promote(epoch, term_id));
+    }
+
     /// Goes on with a promotion that a kill cut short between two shards: those that still follow take
     /// their new epoch. Only where [`Store::check_promote`] is known to have been passed.
     pub fn promote_rest(&self) {
         let follows = |shard: &ShardIndex| self.progress(*shard) != Progress::default();
-        self.shards().filter(follows).for_each(|shard| self.exclusive(shard).shard.promote());
+        let next = |shard| self.epoch_seen(shard) + u64::from(follows(&shard));
+        let epoch = self.shards().map(next).max().unwrap_or_default();
+        let term_id = self.chance.next();
+        let rest = self.shards().filter(follows);
+        rest.for_each(|shard| self.exclusive(shard).shard.promote(epoch, term_id));
     }
 
     /// Makes a store follow: it is read-only from now on, and a shard that has led holds everything up to
@@ -187,20 +206,7 @@ impl Store {
     pub fn demote(&self) {
         self.stop_writes();
         self.demotions.fetch_add(1, Ordering::Relaxed);
-        for shard in self.shards() {
-            let mut locked = self.exclusive(shard);
-            let (seq, epoch) = (locked.shard.seq(), locked.shard.epoch());
-            if locked.shard.progress() != Progress::default() || seq == Seq::ZERO {
-                continue;
-            }
-            // A slot that was lost is got again only by a scan of all.
-            let progress = if locked.shard.damaged().is_empty() {
-                Progress { epoch, seq, consistent_at: seq }
-            } else {
-                Progress { epoch, seq: Seq::ZERO, consistent_at: Seq::MAX }
-            };
-            locked.shard.set_progress(progress);
-        }
+        self.shards().for_each(|shard| self.exclusive(shard).shard.demote());
     }
 
     /// Applies a run of whole records: each image is checked, and written if its seq is newer than its

@@ -153,15 +153,17 @@ fn killed(before: &[u8], after: &[u8], redo: (usize, usize), slot: (usize, usize
         bytes[length..length + 4].copy_from_slice(&after[length..length + 4]);
         bytes[slot.0..slot.0 + slot.1].copy_from_slice(&after[slot.0..slot.0 + slot.1]);
     }
-    let page = region.bytes(0, 4096).to_vec();
+    let page = region.bytes(0, crate::shard::header::HEADER_PAGE_SIZE).to_vec();
     let identity = crate::shard::Identity::read("memory".as_ref(), &page).unwrap();
     assert_eq!(identity.geometry, geometry);
     let mut opened = Shard::open("memory".as_ref(), region, identity, |_| {}).unwrap();
-    let ending = opened.take_over(Default::default());
+    let ending = opened.take_over(Default::default(), 1);
     Store {
         geometry,
         store_id: identity.store_id,
         clock: Arc::new(ManualClock::new(1)),
+        chance: Arc::new(crate::chance::SystemChance),
+        reports: Reports::Memory(Mutex::default()),
         cells: [Cell::new(opened)].into_iter().collect(),
         stride: geometry.slot_stride(),
         slots_offset: crate::shard::header::slots_offset(&geometry),
@@ -435,7 +437,7 @@ fn damaged_truncated_foreign_and_newer_files_are_refused_by_name() {
     let mut damaged = good.clone();
     let start = crate::shard::header::slots_offset(&geometry(1));
     damaged[start + 25] ^= 1;
-    damaged[4096 + 4..4096 + 8].fill(0);
+    damaged[crate::shard::REDO_OFFSET + 4..crate::shard::REDO_OFFSET + 8].fill(0);
     assert!(refused(&damaged).contains("slot 0 is damaged (1 in this shard)"));
     std::fs::write(&file, &good).unwrap();
     assert_eq!(
@@ -524,7 +526,7 @@ fn a_file_with_holes_is_allocated_before_it_is_used() {
 /// A follower once kept its watermark beside a damaged slot, so that no delta ever brought the slot again.
 #[test]
 #[cfg_attr(miri, ignore = "maps files")]
-fn a_follower_with_a_damaged_slot_forgets_its_watermark_and_a_full_scan_heals_it() {
+fn a_follower_with_a_damaged_slot_is_inconsistent_until_the_slot_has_come_again() {
     let directory = tempfile::tempdir().unwrap();
     let leader = memory(1, 100);
     let shard = ShardIndex(0);
@@ -533,7 +535,10 @@ fn a_follower_with_a_damaged_slot_forgets_its_watermark_and_a_full_scan_heals_it
     }
     let follower = Store::open(directory.path(), Options::create(geometry(1))).unwrap();
     sync(&leader, &follower, shard, Seq::ZERO);
-    follower.set_progress(shard, Progress { epoch: 1, seq: Seq(9), consistent_at: Seq(9) });
+    follower.set_progress(
+        shard,
+        Progress { epoch: 1, seq: Seq(9), consistent_at: Seq(9), ..Progress::default() },
+    );
     follower.close().unwrap();
     drop(follower);
     let file = directory::shards_path(directory.path()).join("0000.slots");
@@ -542,8 +547,18 @@ fn a_follower_with_a_damaged_slot_forgets_its_watermark_and_a_full_scan_heals_it
     std::fs::write(&file, &bytes).unwrap();
     let follower = Store::open(directory.path(), Options { quarantine: true, ..Options::default() }).unwrap();
     assert_eq!(follower.damaged().len(), 1);
-    assert_eq!(follower.progress(shard), Progress { epoch: 1, seq: Seq::ZERO, consistent_at: Seq::MAX });
-    sync(&leader, &follower, shard, follower.progress(shard).seq);
+    let held = Progress { epoch: 1, seq: Seq(9), consistent_at: Seq::MAX, step: Step::None };
+    assert_eq!(follower.progress(shard), held);
+    assert!(follower.is_astray(shard));
+    follower.begin_rewind(shard, Seq(9), false).unwrap();
+    let slots = follower.slots_to_ask_for(shard, 10);
+    assert_eq!(slots, [SlotIndex(3)]);
+    let mut records = Vec::new();
+    leader.push_slot(shard, slots[0], &mut records).unwrap();
+    follower.apply_forced(shard, &records, SlotIndex(4)).unwrap();
+    assert!(follower.slots_to_ask_for(shard, 10).is_empty());
+    follower.end_rewind(shard);
+    assert!(follower.reports().unwrap().is_empty(), "nothing was dropped");
     assert!(follower.damaged().is_empty());
     follower.check().unwrap();
     assert_equal(&leader, &follower);
@@ -559,7 +574,7 @@ fn a_follower_s_store_leads_only_when_promoted_and_only_when_consistent() {
     let follow = |shard| {
         sync(&leader, &follower, shard, Seq::ZERO);
         let seq = leader.head(shard);
-        follower.set_progress(shard, Progress { epoch: 1, seq, consistent_at: seq });
+        follower.set_progress(shard, Progress { epoch: 1, seq, consistent_at: seq, step: Step::None });
     };
     follow(ShardIndex(0));
     assert!(follower.is_follower());
@@ -572,7 +587,8 @@ fn a_follower_s_store_leads_only_when_promoted_and_only_when_consistent() {
     follower.promote().unwrap();
     assert!(!follower.is_follower());
     let first_seq = leader.head(ShardIndex(0)).next().0;
-    assert_eq!(follower.lineage(ShardIndex(0)).last(), Some(&Term { epoch: 2, first_seq }));
+    let term = follower.lineage(ShardIndex(0)).last().copied().unwrap();
+    assert_eq!((term.epoch, term.first_seq), (2, first_seq));
 }
 
 #[test]
@@ -582,11 +598,11 @@ fn a_store_that_has_led_follows_from_its_own_head() {
     let seq = store.put(b"key", b"value").unwrap();
     store.demote();
     assert_eq!(store.put(b"key", b"later"), Err(WriteError::ReadOnly));
-    assert_eq!(store.progress(shard), Progress { epoch: 1, seq, consistent_at: seq });
+    assert_eq!(store.progress(shard), Progress { epoch: 1, seq, consistent_at: seq, step: Step::None });
     let empty = store.shards().find(|other| *other != shard).unwrap();
     assert_eq!(store.progress(empty), Progress::default(), "a shard without a change has nothing to keep");
     // What it followed meanwhile counts from then on.
-    let later = Progress { epoch: 2, seq: Seq(9), consistent_at: Seq(9) };
+    let later = Progress { epoch: 2, seq: Seq(9), consistent_at: Seq(9), step: Step::None };
     store.set_progress(shard, later);
     store.demote();
     assert_eq!(store.progress(shard), later);

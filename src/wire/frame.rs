@@ -53,12 +53,18 @@ pub enum Kind {
     Ack = 6,
     /// Both directions.
     Heartbeat = 7,
+    /// Leader -> follower.
+    ScanStart = 8,
+    /// Follower -> leader.
+    Want = 9,
 }
 
 /// SlotBatch flag: the records come from a scan.
 pub const FLAG_SCAN: u8 = 1;
 /// SlotBatch flag: the records come from the ring, each one seq above the one before.
 pub const FLAG_STREAM: u8 = 2;
+/// SlotBatch flag: the records are of slots that the follower asked for; each replaces what its slot holds.
+pub const FLAG_WANTED: u8 = 4;
 
 impl Kind {
     fn from_u8(byte: u8) -> Option<Self> {
@@ -70,13 +76,15 @@ impl Kind {
             5 => Self::ScanDone,
             6 => Self::Ack,
             7 => Self::Heartbeat,
+            8 => Self::ScanStart,
+            9 => Self::Want,
             _ => return None,
         })
     }
 
     fn flags_are_known(self, flags: u8) -> bool {
         match self {
-            Self::SlotBatch => flags == FLAG_SCAN || flags == FLAG_STREAM,
+            Self::SlotBatch => matches!(flags, FLAG_SCAN | FLAG_STREAM | FLAG_WANTED),
             _ => flags == 0,
         }
     }

@@ -13,10 +13,13 @@
 //! |            8 |    8 | geometry        | shard count, key size, value size, shard prefix bits; zeros = none yet |
 //! |           16 |   16 | store_id        | nil = none yet                                             |
 //! |           32 |   16 | follower_id     | names the follower in figures                              |
-//! |           48 |    8 | watermark_epoch | epoch of the watermark                                     |
-//! |           56 |    8 | watermark_seq   | everything up to here is held; 0 = nothing is              |
-//! |           64 |    4 | flags           | bit 0: some slots are newer than the watermark (a scan was cut off) |
-//! |           68 |    4 | reserved        | 0                                                          |
+//! |           48 |    8 | watermark       | everything up to here is held; 0 = nothing is              |
+//! |           56 |    8 | head            | highest seq of what is held of the lineage                 |
+//! |           64 |    8 | scan_through    | slots below scan_next hold everything up to here           |
+//! |           72 |    4 | scan_next       | 0 = no scan was cut off                                    |
+//! |           76 |    2 | flags           | bit 0: it will ask for slots, whatever the leader finds    |
+//! |           78 |    2 | term_count      | entries of the lineage, at most [`TERMS_MAX`]              |
+//! |           80 | 24 n | lineage         | epoch u64, id u64, first seq u64; oldest first             |
 //!
 //! | Welcome offset | size | field               | meaning                                              |
 //! |---------------:|-----:|---------------------|------------------------------------------------------|
@@ -30,13 +33,17 @@
 //! |             40 |    8 | head                | the shard's seq when the ring was attached           |
 //! |             48 |    8 | slots_formatted     | slots a full scan looks at                           |
 //! |             56 |    8 | records             | live records                                         |
-//! |             64 |    4 | heartbeat_ms        | the leader's heartbeat interval                      |
-//! |             68 |    4 | reserved            | 0                                                    |
-//! |             72 | 16 n | lineage             | epoch u64, first seq u64; oldest first               |
+//! |             64 |    8 | fork                | last seq that both have lived through                |
+//! |             72 |    8 | scan_through        | where the scan goes on, as in Hello                  |
+//! |             80 |    4 | scan_next           | as in Hello; 0 = the scan begins anew                |
+//! |             84 |    4 | heartbeat_ms        | the leader's heartbeat interval                      |
+//! |             88 | 24 n | lineage             | as in Hello                                          |
 //!
 //! | message   | payload                                                                                      |
 //! |-----------|----------------------------------------------------------------------------------------------|
 //! | Refuse    | code u16 ([`RefuseCode`]), size u16 and bytes of the leader's `HOST:PORT` (of a NotLeader that knows it, at most [`LEADER_SIZE_MAX`] bytes), then a sentence in UTF-8, at most [`REFUSE_TEXT_SIZE_MAX`] bytes |
+//! | Want      | slot indexes, u32 each, rising, at most [`WANT_LEN_MAX`]; none = all have come                |
+//! | ScanStart | since u64, through u64                                                                       |
 //! | ScanDone  | through u64, consistent_at u64                                                               |
 //! | Ack       | received u64, applied u64, durable u64, received_bytes u64                                   |
 //! | Heartbeat | seq u64, unix_ms u64                                                                         |
@@ -44,7 +51,8 @@
 use uuid::Uuid;
 
 use super::frame::{Frame, Kind, push_frame};
-use crate::slot::{Geometry, GeometryError, Seq};
+use crate::slot::lineage::is_ordered;
+use crate::slot::{Geometry, GeometryError, Seq, SlotIndex, Term};
 
 /// The protocol version that this code speaks.
 pub const VERSION: u16 = 1;
@@ -55,12 +63,14 @@ pub const REFUSE_TEXT_SIZE_MAX: usize = 512;
 /// Most bytes of the leader's address in a refusal: a host name, a colon, a port.
 pub const LEADER_SIZE_MAX: usize = 261;
 /// Most terms of a lineage in a Welcome.
-pub const TERMS_MAX: usize = 1024;
+pub const TERMS_MAX: usize = 128;
+/// Most slots asked for at once.
+pub const WANT_LEN_MAX: usize = 512;
 
-const HELLO_SIZE: usize = 72;
-const WELCOME_SIZE: usize = 72;
-const TERM_SIZE: usize = 16;
-const FLAG_INSIDE_SCAN: u32 = 1;
+const HELLO_SIZE: usize = 80;
+const WELCOME_SIZE: usize = 88;
+const TERM_SIZE: usize = 24;
+const FLAG_ASKS: u16 = 1;
 
 /// Why a checked frame's payload is not the message it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -103,6 +113,12 @@ pub enum MessageError {
         /// What it said.
         found: String,
     },
+    /// The slots asked for are too many or not in order.
+    #[error("Want names {found} slots, wanted at most {WANT_LEN_MAX} in rising order")]
+    Want {
+        /// How many.
+        found: usize,
+    },
 }
 
 /// Follower -> leader. Who the follower is, what it holds, what it wants.
@@ -124,12 +140,25 @@ pub struct Hello {
     pub follower_id: Uuid,
     /// The newest epoch it has heard of.
     pub epoch: u64,
-    /// Epoch of its watermark.
-    pub watermark_epoch: u64,
     /// Its watermark; zero = it holds nothing.
-    pub watermark_seq: Seq,
-    /// Some of its slots are newer than the watermark: a scan was cut off.
-    pub is_inside_scan: bool,
+    pub watermark: Seq,
+    /// Highest seq of what it holds of its lineage.
+    pub head: Seq,
+    /// Where a scan was cut off, if one was.
+    pub scan_place: Option<ScanPlace>,
+    /// It will ask for slots before the scan, whatever the leader finds.
+    pub asks: bool,
+    /// Terms that its shard has lived through, oldest first; empty for a probe.
+    pub lineage: Vec<Term>,
+}
+
+/// How far a scan came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScanPlace {
+    /// Slots below this one hold everything up to `through`; never zero.
+    pub next: SlotIndex,
+    /// See `next`.
+    pub through: Seq,
 }
 
 /// Leader -> follower. The Hello is fine; the scan begins.
@@ -155,10 +184,14 @@ pub struct Welcome {
     pub slots_formatted: u64,
     /// Live records.
     pub records: u64,
+    /// The last seq that both have lived through.
+    pub fork: Seq,
+    /// Where the scan goes on; `None` = it begins anew.
+    pub scan_place: Option<ScanPlace>,
     /// The leader's heartbeat interval in milliseconds.
     pub heartbeat_ms: u32,
-    /// Terms that the shard has lived through, oldest first, as (epoch, first seq).
-    pub lineage: Vec<(u64, Seq)>,
+    /// Terms that the shard has lived through, oldest first.
+    pub lineage: Vec<Term>,
 }
 
 /// Why a leader refuses. Codes below 256 are permanent: trying again changes nothing until somebody acts.
@@ -241,6 +274,22 @@ pub struct Refuse {
     pub leader: Option<String>,
 }
 
+/// Follower -> leader. Slots that it asks for, in rising order; none = it has all that it wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Want {
+    /// The slots.
+    pub slots: Vec<SlotIndex>,
+}
+
+/// Leader -> follower. A ring overflowed: a scan begins in the middle of the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScanStart {
+    /// Slots above this seq will be sent.
+    pub since: Seq,
+    /// Everything up to here will have been sent when the scan is through.
+    pub through: Seq,
+}
+
 /// Leader -> follower. The scan is through; records of the stream follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ScanDone {
@@ -283,12 +332,15 @@ impl Hello {
             push_geometry(out, self.geometry.as_ref());
             out.extend_from_slice(self.store_id.as_bytes());
             out.extend_from_slice(self.follower_id.as_bytes());
-            out.extend_from_slice(&self.watermark_epoch.to_le_bytes());
-            out.extend_from_slice(&self.watermark_seq.0.to_le_bytes());
-            let flags = if self.is_inside_scan { FLAG_INSIDE_SCAN } else { 0 };
+            out.extend_from_slice(&self.watermark.0.to_le_bytes());
+            out.extend_from_slice(&self.head.0.to_le_bytes());
+            push_place(out, self.scan_place);
+            let flags = if self.asks { FLAG_ASKS } else { 0 };
             out.extend_from_slice(&flags.to_le_bytes());
-            out.extend_from_slice(&0_u32.to_le_bytes());
-            assert_eq!(out.len() - start, HELLO_SIZE, "Hello's size");
+            let terms = newest(&self.lineage);
+            out.extend_from_slice(&term_count(terms).to_le_bytes());
+            assert_eq!(out.len() - start, HELLO_SIZE, "Hello's fixed size");
+            push_terms(out, terms);
         });
     }
 
@@ -300,7 +352,7 @@ impl Hello {
             return Err(MessageError::Version { min: version_min, max: version_max });
         }
         let (shard, resp_port) = (fields.u16()?, fields.u16()?);
-        let hello = Self {
+        let mut hello = Self {
             version_min,
             version_max,
             shard,
@@ -309,11 +361,14 @@ impl Hello {
             store_id: fields.uuid()?,
             follower_id: fields.uuid()?,
             epoch: frame.epoch,
-            watermark_epoch: fields.u64()?,
-            watermark_seq: fields.seq()?,
-            is_inside_scan: fields.u32()? & FLAG_INSIDE_SCAN != 0,
+            watermark: fields.seq()?,
+            head: fields.seq()?,
+            scan_place: fields.place()?,
+            asks: fields.u16()? & FLAG_ASKS != 0,
+            lineage: Vec::new(),
         };
-        fields.u32()?;
+        let term_count = fields.u16()?;
+        hello.lineage = fields.terms(term_count, shard == SHARD_PROBE)?;
         if version_max == VERSION {
             fields.end()?;
         }
@@ -325,26 +380,21 @@ impl Welcome {
     /// Appends the message as a frame.
     pub fn push(&self, target: &mut Vec<u8>) {
         assert!(!self.lineage.is_empty(), "a lineage is never empty");
-        // Of a longer lineage the newest terms are what a follower can still be in.
-        let terms = &self.lineage[self.lineage.len().saturating_sub(TERMS_MAX)..];
-        let term_count = u16::try_from(terms.len()).unwrap_or_else(|_| unreachable!("at most TERMS_MAX"));
+        let terms = newest(&self.lineage);
         push_frame(target, Kind::Welcome, self.epoch, |out| {
             let start = out.len();
-            for half in [self.version, self.shard, self.resp_port, term_count] {
+            for half in [self.version, self.shard, self.resp_port, term_count(terms)] {
                 out.extend_from_slice(&half.to_le_bytes());
             }
             push_geometry(out, Some(&self.geometry));
             out.extend_from_slice(self.store_id.as_bytes());
-            for word in [self.since.0, self.head.0, self.slots_formatted, self.records] {
+            for word in [self.since.0, self.head.0, self.slots_formatted, self.records, self.fork.0] {
                 out.extend_from_slice(&word.to_le_bytes());
             }
+            push_place(out, self.scan_place);
             out.extend_from_slice(&self.heartbeat_ms.to_le_bytes());
-            out.extend_from_slice(&0_u32.to_le_bytes());
             assert_eq!(out.len() - start, WELCOME_SIZE, "Welcome's fixed size");
-            for (epoch, first_seq) in terms {
-                out.extend_from_slice(&epoch.to_le_bytes());
-                out.extend_from_slice(&first_seq.0.to_le_bytes());
-            }
+            push_terms(out, terms);
         });
     }
 
@@ -359,22 +409,10 @@ impl Welcome {
         let geometry = fields.geometry()?.ok_or(GeometryError::ShardCount { found: 0 })?;
         let store_id = fields.uuid()?;
         let (since, head) = (fields.seq()?, fields.seq()?);
-        let (slots_formatted, records, heartbeat_ms) = (fields.u64()?, fields.u64()?, fields.u32()?);
-        fields.u32()?;
-        let left = fields.rest.len();
-        if term_count == 0 || usize::from(term_count) > TERMS_MAX {
-            return Err(MessageError::Lineage);
-        }
-        if left != usize::from(term_count) * TERM_SIZE {
-            return Err(fields.size_error(WELCOME_SIZE + usize::from(term_count) * TERM_SIZE));
-        }
-        let mut lineage = Vec::with_capacity(usize::from(term_count));
-        for _ in 0..term_count {
-            lineage.push((fields.u64()?, fields.seq()?));
-        }
-        if !lineage.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1) {
-            return Err(MessageError::Lineage);
-        }
+        let (slots_formatted, records) = (fields.u64()?, fields.u64()?);
+        let (fork, scan_place, heartbeat_ms) = (fields.seq()?, fields.place()?, fields.u32()?);
+        let lineage = fields.terms(term_count, false)?;
+        fields.end()?;
         Ok(Self {
             version,
             shard,
@@ -386,6 +424,8 @@ impl Welcome {
             head,
             slots_formatted,
             records,
+            fork,
+            scan_place,
             heartbeat_ms,
             lineage,
         })
@@ -447,6 +487,47 @@ fn leader_address(bytes: &[u8]) -> Result<Option<String>, MessageError> {
     }
 }
 
+impl Want {
+    /// Appends the message as a frame.
+    pub fn push(&self, target: &mut Vec<u8>, epoch: u64) {
+        assert!(self.slots.len() <= WANT_LEN_MAX, "{} slots asked for at once", self.slots.len());
+        push_frame(target, Kind::Want, epoch, |out| {
+            self.slots.iter().for_each(|slot| out.extend_from_slice(&slot.0.to_le_bytes()));
+        });
+    }
+
+    /// Reads a Want.
+    pub fn read(frame: &Frame<'_>) -> Result<Self, MessageError> {
+        let mut fields = Fields::new(frame);
+        let found = frame.payload.len().div_ceil(size_of::<u32>());
+        if found > WANT_LEN_MAX {
+            return Err(MessageError::Want { found });
+        }
+        let mut slots = Vec::with_capacity(found);
+        while !fields.rest.is_empty() {
+            slots.push(SlotIndex(fields.u32()?));
+        }
+        if !slots.is_sorted_by(|a, b| a < b) {
+            return Err(MessageError::Want { found });
+        }
+        Ok(Self { slots })
+    }
+}
+
+impl ScanStart {
+    /// Appends the message as a frame.
+    pub fn push(&self, target: &mut Vec<u8>, epoch: u64) {
+        push_words(target, Kind::ScanStart, epoch, [self.since.0, self.through.0]);
+    }
+
+    /// Reads a ScanStart.
+    pub fn read(frame: &Frame<'_>) -> Result<Self, MessageError> {
+        let mut fields = Fields::new(frame);
+        let message = Self { since: fields.seq()?, through: fields.seq()? };
+        fields.end().map(|()| message)
+    }
+}
+
 impl ScanDone {
     /// Appends the message as a frame.
     pub fn push(&self, target: &mut Vec<u8>, epoch: u64) {
@@ -501,6 +582,29 @@ fn push_words<const N: usize>(target: &mut Vec<u8>, kind: Kind, epoch: u64, word
             out.extend_from_slice(&word.to_le_bytes());
         }
     });
+}
+
+/// Of a longer lineage the newest terms are what the other end can still be in.
+fn newest(lineage: &[Term]) -> &[Term] {
+    &lineage[lineage.len().saturating_sub(TERMS_MAX)..]
+}
+
+fn term_count(terms: &[Term]) -> u16 {
+    u16::try_from(terms.len()).unwrap_or_else(|_| unreachable!("at most TERMS_MAX"))
+}
+
+fn push_terms(out: &mut Vec<u8>, terms: &[Term]) {
+    for term in terms {
+        for word in [term.epoch, term.id, term.first_seq] {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+}
+
+fn push_place(out: &mut Vec<u8>, place: Option<ScanPlace>) {
+    let (through, next) = place.map_or((0, 0), |place| (place.through.0, place.next.0));
+    out.extend_from_slice(&through.to_le_bytes());
+    out.extend_from_slice(&next.to_le_bytes());
 }
 
 fn push_geometry(out: &mut Vec<u8>, geometry: Option<&Geometry>) {
@@ -574,6 +678,30 @@ impl<'a> Fields<'a> {
         }
         geometry.check()?;
         Ok(Some(geometry))
+    }
+
+    /// Slot zero = none.
+    fn place(&mut self) -> Result<Option<ScanPlace>, MessageError> {
+        let (through, next) = (self.seq()?, SlotIndex(self.u32()?));
+        Ok((next.0 != 0).then_some(ScanPlace { next, through }))
+    }
+
+    fn terms(&mut self, count: u16, may_be_empty: bool) -> Result<Vec<Term>, MessageError> {
+        let count = usize::from(count);
+        if count == 0 && may_be_empty {
+            return Ok(Vec::new());
+        }
+        if count > TERMS_MAX {
+            return Err(MessageError::Lineage);
+        }
+        if self.rest.len() < count * TERM_SIZE {
+            return Err(self.size_error(self.payload_len - self.rest.len() + count * TERM_SIZE));
+        }
+        let mut terms = Vec::with_capacity(count);
+        for _ in 0..count {
+            terms.push(Term { epoch: self.u64()?, id: self.u64()?, first_seq: self.seq()?.0 });
+        }
+        if is_ordered(&terms) { Ok(terms) } else { Err(MessageError::Lineage) }
     }
 
     fn end(&self) -> Result<(), MessageError> {

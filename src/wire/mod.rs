@@ -9,7 +9,9 @@
 //! | Hello     | follower -> leader | first; who I am, what I hold                                  |
 //! | Welcome   | leader -> follower | Hello is fine; where the scan begins                          |
 //! | Refuse    | leader -> follower | Hello is not fine; the leader closes after it                 |
-//! | SlotBatch | leader -> follower | records of a scan (flag SCAN) or of the stream (flag STREAM)  |
+//! | Want      | follower -> leader | slots that it asks for before the scan; none = it has all      |
+//! | SlotBatch | leader -> follower | records of a scan (flag SCAN), of the stream (STREAM), of slots that were asked for (WANTED) |
+//! | ScanStart | leader -> follower | a ring overflowed: a scan begins                              |
 //! | ScanDone  | leader -> follower | the scan is through                                           |
 //! | Ack       | follower -> leader | how far the follower is; also opens the scan's window         |
 //! | Heartbeat | both               | every heartbeat interval, whatever else is sent               |
@@ -19,6 +21,10 @@
 //!    | preamble, Hello{store, shard, watermark W} ------> |
 //!    |                                                    | ring attached at S0, both under the shard lock
 //!    | <--------------- Welcome{since W, head S0, ...}    |
+//!    |   only if the follower's history parts from the leader's at F, below its head, or slots are damaged:
+//!    | Want{slots with seq > F} ------------------------> |
+//!    | <--------------- SlotBatch WANTED (these slots as they are)
+//!    | Want{} ------------------------------------------> |
 //!    | <--------------- SlotBatch SCAN (slots with seq > W), as the Ack window allows
 //!    | Ack{received_bytes} -----------------------------> |
 //!    | <--------------- ScanDone{through S0, consistent_at E}
@@ -27,6 +33,7 @@
 //!    |                         ring overflows after seq L |
 //!    | <--------------- SlotBatch STREAM (... L)          | what the ring still held
 //!    |                                                    | latch cleared at S1 under the shard lock
+//!    | <--------------- ScanStart{since L, through S1}
 //!    | <--------------- SlotBatch SCAN (slots with seq > L)
 //!    | <--------------- ScanDone{through S1, consistent_at E1}
 //!    | <--------------- SlotBatch STREAM (S1+1, ...)
@@ -40,7 +47,9 @@ mod tests;
 pub mod transport;
 
 pub use frame::{Frame, FrameDecoder, FrameError, FrameHeader, Kind};
-pub use message::{Ack, Heartbeat, Hello, MessageError, Refuse, RefuseCode, ScanDone, Welcome};
+pub use message::{
+    Ack, Heartbeat, Hello, MessageError, Refuse, RefuseCode, ScanDone, ScanPlace, ScanStart, Want, Welcome,
+};
 pub use outbox::Outbox;
 pub use transport::Transport;
 

@@ -6,18 +6,22 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::frame::{
-    FLAG_SCAN, FLAG_STREAM, Frame, FrameDecoder, FrameError, FrameHeader, HEADER_SIZE, Kind,
+    FLAG_SCAN, FLAG_STREAM, FLAG_WANTED, Frame, FrameDecoder, FrameError, FrameHeader, HEADER_SIZE, Kind,
     PAYLOAD_SIZE_MAX, PREAMBLE, Side, payload_len,
 };
 use super::message::{
-    Ack, Heartbeat, Hello, MessageError, REFUSE_TEXT_SIZE_MAX, Refuse, RefuseCode, ScanDone, TERMS_MAX,
-    VERSION, Welcome,
+    Ack, Heartbeat, Hello, MessageError, REFUSE_TEXT_SIZE_MAX, Refuse, RefuseCode, ScanDone, ScanPlace,
+    ScanStart, TERMS_MAX, VERSION, WANT_LEN_MAX, Want, Welcome,
 };
 use crate::slot::image::{Image, push_record};
-use crate::slot::{Geometry, Records, Seq, ShardIndex, SlotIndex, SlotView, Status};
+use crate::slot::{Geometry, Records, Seq, ShardIndex, SlotIndex, SlotView, Status, Term};
 
 const GEOMETRY: Geometry =
     Geometry { shard_count: 4, key_size_max: 16, value_size_max: 64, shard_prefix_bits: 8 };
+
+fn lineage() -> Vec<Term> {
+    vec![Term { epoch: 1, id: 0xA1, first_seq: 1 }, Term { epoch: 2, id: 0xA2, first_seq: 500 }]
+}
 
 fn hello() -> Hello {
     Hello {
@@ -29,9 +33,11 @@ fn hello() -> Hello {
         store_id: Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff),
         follower_id: Uuid::from_u128(0xfeed),
         epoch: 2,
-        watermark_epoch: 1,
-        watermark_seq: Seq(77),
-        is_inside_scan: true,
+        watermark: Seq(77),
+        head: Seq(90),
+        scan_place: Some(ScanPlace { next: SlotIndex(9), through: Seq(80) }),
+        asks: true,
+        lineage: lineage(),
     }
 }
 
@@ -47,8 +53,10 @@ fn welcome() -> Welcome {
         head: Seq(1000),
         slots_formatted: 4096,
         records: 900,
+        fork: Seq(85),
+        scan_place: Some(ScanPlace { next: SlotIndex(9), through: Seq(80) }),
         heartbeat_ms: 1000,
-        lineage: vec![(1, Seq(1)), (2, Seq(500))],
+        lineage: lineage(),
     }
 }
 
@@ -98,6 +106,9 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
         ("slot_batch_stream", slot_batch(FLAG_STREAM, 2, &records)),
         ("scan_done", pushed(|out| ScanDone { through: Seq(1000), consistent_at: Seq(1010) }.push(out, 2))),
         ("ack", pushed(|out| ack.push(out, 2))),
+        ("slot_batch_wanted", slot_batch(FLAG_WANTED, 2, &records)),
+        ("want", pushed(|out| Want { slots: vec![SlotIndex(3), SlotIndex(70_000)] }.push(out, 2))),
+        ("scan_start", pushed(|out| ScanStart { since: Seq(900), through: Seq(1000) }.push(out, 2))),
         ("heartbeat", pushed(|out| Heartbeat { seq: Seq(1010), unix_ms: 1_700_000_000_123 }.push(out, 2))),
     ]
 }
@@ -121,6 +132,8 @@ fn understand(bytes: &[u8]) -> Result<String, String> {
         Kind::ScanDone => format!("{:?}", ScanDone::read(&frame).map_err(text)?),
         Kind::Ack => format!("{:?}", Ack::read(&frame).map_err(text)?),
         Kind::Heartbeat => format!("{:?}", Heartbeat::read(&frame).map_err(text)?),
+        Kind::ScanStart => format!("{:?}", ScanStart::read(&frame).map_err(text)?),
+        Kind::Want => format!("{:?}", Want::read(&frame).map_err(text)?),
         Kind::SlotBatch => {
             let mut text = String::new();
             for record in Records::new(&GEOMETRY, frame.payload) {
@@ -293,11 +306,36 @@ fn a_refusal_names_the_leader_or_nobody() {
 
 #[test]
 fn of_a_long_lineage_the_newest_terms_are_sent() {
-    let lineage: Vec<_> = (1..=2 * TERMS_MAX as u64).map(|epoch| (epoch, Seq(epoch * 10))).collect();
+    let term = |epoch| Term { epoch, id: epoch, first_seq: epoch * 10 };
+    let lineage: Vec<_> = (1..=2 * TERMS_MAX as u64).map(term).collect();
     let bytes = pushed(|out| Welcome { lineage: lineage.clone(), ..welcome() }.push(out));
     let mut decoder = decoder(Side::Follower, &bytes);
     let read = Welcome::read(&decoder.next().unwrap().unwrap()).unwrap();
     assert_eq!(read.lineage, lineage[TERMS_MAX..]);
+}
+
+#[test]
+fn slots_are_asked_for_in_order_and_not_too_many() {
+    let read = |slots: Vec<u32>| {
+        let payload: Vec<u8> = slots.iter().flat_map(|slot| slot.to_le_bytes()).collect();
+        let bytes =
+            pushed(|out| super::frame::push_frame(out, Kind::Want, 1, |out| out.extend_from_slice(&payload)));
+        let mut decoder = decoder(Side::Follower, &bytes);
+        Want::read(&decoder.next().unwrap().unwrap()).map(|want| want.slots.len())
+    };
+    let most = u32::try_from(WANT_LEN_MAX).unwrap();
+    assert_eq!(read(Vec::new()), Ok(0));
+    assert_eq!(read((0..most).collect()), Ok(WANT_LEN_MAX));
+    assert_eq!(read((0..=most).collect()), Err(MessageError::Want { found: WANT_LEN_MAX + 1 }));
+    assert_eq!(read(vec![4, 4]), Err(MessageError::Want { found: 2 }));
+}
+
+fn place(next: u32, through: Seq) -> Option<ScanPlace> {
+    (next != 0).then_some(ScanPlace { next: SlotIndex(next), through })
+}
+
+fn terms(count: u64) -> Vec<Term> {
+    (0..count).map(|term| Term { epoch: term / 2, id: term, first_seq: term * 7 }).collect()
 }
 
 fn seq() -> impl Strategy<Value = Seq> {
@@ -329,11 +367,13 @@ fn round_trip<T: PartialEq + std::fmt::Debug>(
 proptest! {
     #[test]
     fn hello_comes_back(
-        (shard, resp_port, epoch, watermark_epoch) in any::<(u16, u16, u64, u64)>(),
+        (shard, resp_port, epoch) in (0..1000_u16, any::<u16>(), any::<u64>()),
         geometry in proptest::option::of(geometry()),
         (store_id, follower_id) in any::<(u128, u128)>(),
-        watermark_seq in seq(),
-        is_inside_scan in any::<bool>(),
+        (watermark, head, through) in (seq(), seq(), seq()),
+        next in any::<u32>(),
+        asks in any::<bool>(),
+        term_count in 1..40_u64,
     ) {
         let sent = Hello {
             version_min: 1,
@@ -344,9 +384,11 @@ proptest! {
             store_id: Uuid::from_u128(store_id),
             follower_id: Uuid::from_u128(follower_id),
             epoch,
-            watermark_epoch,
-            watermark_seq,
-            is_inside_scan,
+            watermark,
+            head,
+            scan_place: place(next, through),
+            asks,
+            lineage: terms(term_count),
         };
         round_trip(sent, Hello::push, Hello::read);
     }
@@ -356,7 +398,8 @@ proptest! {
         (shard, resp_port, epoch) in any::<(u16, u16, u64)>(),
         geometry in geometry(),
         store_id in any::<u128>(),
-        (since, head) in (seq(), seq()),
+        (since, head, fork, through) in (seq(), seq(), seq(), seq()),
+        next in any::<u32>(),
         (slots_formatted, records, heartbeat_ms) in any::<(u64, u64, u32)>(),
         term_count in 1..40_u64,
     ) {
@@ -371,8 +414,10 @@ proptest! {
             head,
             slots_formatted,
             records,
+            fork,
+            scan_place: place(next, through),
             heartbeat_ms,
-            lineage: (0..term_count).map(|term| (term * 3, Seq(term * 7))).collect(),
+            lineage: terms(term_count),
         };
         round_trip(sent, Welcome::push, Welcome::read);
     }
@@ -383,6 +428,8 @@ proptest! {
         round_trip(ack, |ack, out| ack.push(out, 5), Ack::read);
         let done = ScanDone { through: a, consistent_at: b };
         round_trip(done, |done, out| done.push(out, 5), ScanDone::read);
+        let start = ScanStart { since: a, through: b };
+        round_trip(start, |start, out| start.push(out, 5), ScanStart::read);
         let heartbeat = Heartbeat { seq: a, unix_ms: word };
         round_trip(heartbeat, |heartbeat, out| heartbeat.push(out, 5), Heartbeat::read);
     }
@@ -392,7 +439,7 @@ proptest! {
         bytes in proptest::collection::vec(any::<u8>(), 0..2000),
         side in prop_oneof![Just(Side::Leader), Just(Side::Follower)],
         is_headed in any::<bool>(),
-        kind in 1..=7_u8,
+        kind in 1..=9_u8,
     ) {
         // With a good header the payload decides, so that messages see garbage too.
         let stream = if is_headed {
@@ -415,6 +462,8 @@ proptest! {
                 Kind::ScanDone => drop(ScanDone::read(&frame)),
                 Kind::Ack => drop(Ack::read(&frame)),
                 Kind::Heartbeat => drop(Heartbeat::read(&frame)),
+                Kind::ScanStart => drop(ScanStart::read(&frame)),
+                Kind::Want => drop(Want::read(&frame)),
                 Kind::SlotBatch => Records::new(&GEOMETRY, frame.payload).for_each(drop),
             }
         }

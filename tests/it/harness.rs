@@ -5,7 +5,7 @@
 //! test leaves nothing behind.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -117,6 +117,29 @@ pub(crate) struct Ports {
     pub(crate) replication_listen: Option<SocketAddr>,
 }
 
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// Where a node is to listen.
+#[derive(Debug, Clone, Copy)]
+enum Listen {
+    /// At ports that the kernel picks.
+    AnyPort(IpAddr),
+    /// Where it did before.
+    Again(Ports),
+}
+
+impl Listen {
+    fn ports(self) -> Ports {
+        match self {
+            Self::AnyPort(host) => {
+                let any = SocketAddr::new(host, 0);
+                Ports { listen: any, http_listen: any, replication_listen: Some(any) }
+            }
+            Self::Again(ports) => ports,
+        }
+    }
+}
+
 /// A running (or stopped, or killed) node and what is needed to start it again at the same ports.
 pub(crate) struct Node {
     pub(crate) directory: PathBuf,
@@ -129,7 +152,13 @@ pub(crate) struct Node {
 impl Node {
     /// A leader on `directory`; waits until it serves.
     pub(crate) fn leader(directory: &Path, arguments: &[&str]) -> Self {
-        Self::start("leader", directory, arguments.iter().map(ToString::to_string).collect(), None)
+        Self::leader_at(LOOPBACK, directory, arguments)
+    }
+
+    /// A leader that listens at `host`.
+    pub(crate) fn leader_at(host: IpAddr, directory: &Path, arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        Self::start("leader", directory, arguments, Listen::AnyPort(host))
     }
 
     /// A follower of `leader` on `directory`; waits until it serves, not until it has caught up.
@@ -144,20 +173,30 @@ impl Node {
 
     /// A follower of whatever is at `replication` (a proxy, say).
     pub(crate) fn follower_of(directory: &Path, replication: SocketAddr, arguments: &[&str]) -> Self {
-        let mut all = vec!["--leader".to_owned(), replication.to_string()];
-        all.extend(arguments.iter().map(ToString::to_string));
-        Self::start("follower", directory, all, None)
+        Self::follower_at(LOOPBACK, directory, replication, arguments)
     }
 
-    fn start(role: &'static str, directory: &Path, arguments: Vec<String>, ports: Option<Ports>) -> Self {
-        Self::try_start(role, directory, arguments, ports).unwrap_or_else(|problem| panic!("{problem}"))
+    /// A follower that listens at `host`.
+    pub(crate) fn follower_at(
+        host: IpAddr,
+        directory: &Path,
+        replication: SocketAddr,
+        arguments: &[&str],
+    ) -> Self {
+        let mut all = vec!["--leader".to_owned(), replication.to_string()];
+        all.extend(arguments.iter().map(ToString::to_string));
+        Self::start("follower", directory, all, Listen::AnyPort(host))
+    }
+
+    fn start(role: &'static str, directory: &Path, arguments: Vec<String>, listen: Listen) -> Self {
+        Self::try_start(role, directory, arguments, listen).unwrap_or_else(|problem| panic!("{problem}"))
     }
 
     fn try_start(
         role: &'static str,
         directory: &Path,
         arguments: Vec<String>,
-        ports: Option<Ports>,
+        listen: Listen,
     ) -> Result<Self, String> {
         let ports_file = beside(directory, "ports");
         let log = std::fs::OpenOptions::new()
@@ -168,12 +207,13 @@ impl Node {
         if ports_file.exists() {
             std::fs::remove_file(&ports_file).expect("the last run's ports file goes away");
         }
-        let listen = |port: Option<SocketAddr>| port.map_or("127.0.0.1:0".to_owned(), |at| at.to_string());
+        let Ports { listen, http_listen, replication_listen } = listen.ports();
         let mut command = command(&[role]);
         command.arg("--data-dir").arg(directory).arg("--ports-file").arg(&ports_file);
-        command.arg("--listen").arg(listen(ports.map(|at| at.listen)));
-        command.arg("--http-listen").arg(listen(ports.map(|at| at.http_listen)));
-        command.arg("--replication-listen").arg(listen(ports.and_then(|at| at.replication_listen)));
+        let replication_listen = replication_listen.unwrap_or(SocketAddr::new(listen.ip(), 0));
+        command.arg("--listen").arg(listen.to_string());
+        command.arg("--http-listen").arg(http_listen.to_string());
+        command.arg("--replication-listen").arg(replication_listen.to_string());
         let mut child = command
             .args(&arguments)
             .stdin(Stdio::null())
@@ -208,7 +248,12 @@ impl Node {
         // Meanwhile the kernel may have lent one of our ports to a connection of another test.
         let mut next = Err(String::new());
         let started = poll(PATIENCE, || {
-            next = Self::try_start(self.role, &self.directory, self.arguments.clone(), Some(self.ports));
+            next = Self::try_start(
+                self.role,
+                &self.directory,
+                self.arguments.clone(),
+                Listen::Again(self.ports),
+            );
             !matches!(&next, Err(problem) if problem.trim_end().ends_with("(os error 98)"))
         });
         assert!(started, "a port stays in use");

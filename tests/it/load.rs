@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::harness::{Client, PATIENCE, Reply, encode, poll};
 
@@ -25,12 +26,18 @@ pub(crate) struct Load {
 impl Load {
     /// Starts `writers` writers against a leader's Redis port.
     pub(crate) fn start(address: SocketAddr, writers: u64) -> Self {
+        Self::paced(address, writers, Duration::ZERO)
+    }
+
+    /// The same with a pause between batches, for what is about many moments and not about many writes.
+    pub(crate) fn paced(address: SocketAddr, writers: u64, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(AtomicU64::new(0));
         let start = |number| {
             let mut writer = Writer {
                 address,
                 number,
+                pause,
                 random: number.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
                 keys: (0..KEYS).map(|_| VecDeque::from([None])).collect(),
                 operations: 0,
@@ -74,6 +81,7 @@ impl Load {
 pub(crate) struct Writer {
     address: SocketAddr,
     number: u64,
+    pause: Duration,
     random: u64,
     /// Per key: the last acknowledged state, then those sent and not acknowledged; `None` = absent.
     keys: Vec<VecDeque<Option<u64>>>,
@@ -87,7 +95,9 @@ impl Writer {
             let mut client = self.connect();
             self.check(&mut client);
             // Ends when the connection breaks.
-            while !stop.load(Ordering::Relaxed) && self.batch(&mut client).is_ok() {}
+            while !stop.load(Ordering::Relaxed) && self.batch(&mut client).is_ok() {
+                std::thread::sleep(self.pause);
+            }
         }
         let mut client = self.connect();
         self.check(&mut client);

@@ -1,5 +1,6 @@
 //! What becomes of a directory when its node's role changes, and of a node nobody listens to.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -28,7 +29,7 @@ fn assert_refused(role: &str, directory: &Path, arguments: &[&str], words: &str)
 }
 
 #[test]
-fn a_promoted_follower_leads_in_a_new_epoch() {
+fn a_promoted_follower_leads_in_a_new_epoch_and_the_old_leader_is_rewound() {
     let directory = tempfile::tempdir().expect("temp dir");
     let [a, b, c] = ["a", "b", "c"].map(|name| directory.path().join(name));
     let mut old = Node::leader(&a, SIZES);
@@ -56,9 +57,28 @@ fn a_promoted_follower_leads_in_a_new_epoch() {
     assert_eq!(behind.client().call(&["GET", "key-119"]).text(), "the new leader");
     assert_eq!(promoted.metric("slotstream_full_scans_total"), 0.0);
 
-    assert!(behind.terminate().0.success());
-    assert!(promoted.terminate().0.success());
+    // The old leader has changes of its own: they go to a report, and only those slots come anew.
+    let mut rewound = Node::follower(&a, &promoted, &[]);
+    wait_in_sync(&promoted, &rewound);
+    assert_eq!(rewound.client().call(&["GET", "key-0"]).text(), "both");
+    assert_eq!(promoted.metric("slotstream_full_scans_total"), 0.0);
+    let mut dropped = BTreeSet::new();
+    for entry in std::fs::read_dir(&a).expect("lists").map(|entry| entry.expect("lists")) {
+        if entry.file_name().to_string_lossy().starts_with("dropped-") {
+            for line in std::fs::read_to_string(entry.path()).expect("reads").lines() {
+                let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+                assert_eq!(line["value"], "only the old leader has this");
+                assert!(dropped.insert(line["key"].as_str().expect("text").to_owned()), "{line} twice");
+            }
+        }
+    }
+    assert_eq!(dropped, (0..10).map(|key| format!("key-{key}")).collect());
+
+    for node in [&mut behind, &mut rewound, &mut promoted] {
+        assert!(node.terminate().0.success());
+    }
     assert_equal(&b, &c);
+    assert_equal(&a, &b);
 }
 
 /// A log pipe whose reader had gone once ended one thread after another, and the rest went on half-dead.

@@ -222,13 +222,18 @@ fn a_sentinels_transaction_changes_the_role() {
     let transaction = |node: &Node, order: &[&str]| {
         let mut client = node.client();
         assert_eq!(client.call(&["MULTI"]).text(), "OK");
-        for words in [order, &["CONFIG", "REWRITE"]] {
+        let kill = |kind| ["CLIENT", "KILL", "TYPE", kind];
+        for words in [order, &["CONFIG", "REWRITE"], &kill("normal"), &kill("pubsub")] {
             assert_eq!(client.call(words).text(), "QUEUED");
         }
         let Reply::Array(replies) = client.call(&["EXEC"]) else { panic!("EXEC is an array") };
-        replies.iter().map(Reply::text).collect::<Vec<_>>()
+        assert!(matches!(replies[2..], [Reply::Integer(_), Reply::Integer(0)]), "{replies:?}");
+        replies[..2].iter().map(Reply::text).collect::<Vec<_>>()
     };
+    let mut others = second.client();
+    assert_eq!(others.call(&["GET", "key-1"]).text(), "x");
     assert_eq!(transaction(&second, &["SLAVEOF", "NO", "ONE"]), ["OK", "OK"]);
+    assert!(others.try_call(&[b"PING"]).is_err(), "other clients are sent away");
     assert_leads(&second, true);
     let port = second.ports.listen.port().to_string();
     assert_eq!(transaction(&first, &["SLAVEOF", "127.0.0.1", &port]), ["OK", "OK"]);

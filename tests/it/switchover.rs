@@ -136,6 +136,7 @@ fn ten_switchovers_under_load_lose_nothing() {
         let output = switch(pair[0], pair[1]);
         assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
         assert!(stdout(&output).contains("leads, "), "{}", stdout(&output));
+        print!("{}", stdout(&output));
         pair.reverse();
     }
     load.wait_for(100);

@@ -12,7 +12,7 @@ const FLOORS: &[(u8, &[&str])] = &[
     (3, &["store"]),
     (2, &["shard", "ring", "wire", "links"]),
     (1, &["slot", "region", "signals"]),
-    (0, &["metrics", "stop", "clock", "counters", "checksum", "planted", "units"]),
+    (0, &["metrics", "stop", "clock", "chance", "counters", "checksum", "planted", "units"]),
 ];
 
 /// Files that may hold `unsafe`: slot memory, and the processor's checksum instruction.

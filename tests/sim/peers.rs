@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use slotstream::follower::{self, ProbeError, probe};
 use slotstream::leader;
 use slotstream::links::Phase;
+use slotstream::slot::Term;
 use slotstream::wire::frame::{PREAMBLE, Side};
 use slotstream::wire::{FrameDecoder, Hello, Refuse, RefuseCode};
 use slotstream::{Geometry, Seq, ShardIndex, Store};
@@ -25,9 +26,11 @@ fn hello(store: &Store) -> Hello {
         store_id: store.store_id(),
         follower_id: Uuid::from_u128(5),
         epoch: 1,
-        watermark_epoch: 0,
-        watermark_seq: Seq::ZERO,
-        is_inside_scan: false,
+        watermark: Seq::ZERO,
+        head: Seq::ZERO,
+        scan_place: None,
+        asks: false,
+        lineage: store.lineage(ShardIndex(0)),
     }
 }
 
@@ -134,16 +137,15 @@ fn a_hello_that_cannot_be_served_is_refused_with_its_reason() {
     let leader = start_leader(&store_l, leader::Options { followers_per_shard_max: 1, ..Default::default() });
     let good = hello(&store_l);
     let other_sizes = Geometry { value_size_max: 63, ..store_l.geometry() };
-    let held = |epoch, seq| Hello { watermark_epoch: epoch, watermark_seq: Seq(seq), ..hello(&store_l) };
+    let strange = vec![Term { epoch: 1, id: 7, first_seq: 1 }];
+    let strange = Hello { watermark: Seq(1), head: Seq(1), lineage: strange, ..good.clone() };
     let cases = [
         (Hello { version_min: 2, version_max: 9, ..good.clone() }, RefuseCode::Version),
         (Hello { store_id: Uuid::from_u128(9), ..good.clone() }, RefuseCode::ForeignStore),
         (Hello { store_id: Uuid::nil(), ..good.clone() }, RefuseCode::Malformed),
         (Hello { geometry: Some(other_sizes), ..good.clone() }, RefuseCode::Geometry),
         (Hello { shard: 2, ..good.clone() }, RefuseCode::Shard),
-        (Hello { epoch: 7, ..good.clone() }, RefuseCode::OldEpoch),
-        (held(1, 1_000), RefuseCode::FollowerAhead),
-        (held(5, 1), RefuseCode::FollowerAhead),
+        (strange, RefuseCode::FollowerAhead),
     ];
     for (hello, wanted) in cases {
         let refuse = refusal(say(leader.address(), &hello));
@@ -152,7 +154,11 @@ fn a_hello_that_cannot_be_served_is_refused_with_its_reason() {
     let _taken = say(leader.address(), &good);
     wait_until("the shard's only seat is taken", || store_l.stats(ShardIndex(0)).rings == 1);
     assert_eq!(refusal(say(leader.address(), &good)).code, RefuseCode::TooManyFollowers);
-    store_l.set_read_only(true);
+    assert_eq!(leader.links.superseded_by_epoch(), None);
+    let newer = Hello { epoch: 7, ..good.clone() };
+    assert_eq!(refusal(say(leader.address(), &newer)).code, RefuseCode::OldEpoch);
+    assert_eq!(leader.links.superseded_by_epoch(), Some(7));
+    assert!(store_l.put(b"key", b"value").is_err(), "a superseded leader takes no writes");
     assert_eq!(refusal(say(leader.address(), &good)).code, RefuseCode::NotLeader);
 }
 

@@ -238,7 +238,10 @@ fn another_stores_follower_is_refused_and_keeps_its_data() {
     put(&store_f, 5, 5);
     let before = images(&store_f, ShardIndex(0));
     // It has followed another leader.
-    store_f.set_progress(ShardIndex(0), Progress { epoch: 1, seq: Seq(5), consistent_at: Seq(5) });
+    store_f.set_progress(
+        ShardIndex(0),
+        Progress { epoch: 1, seq: Seq(5), consistent_at: Seq(5), ..Progress::default() },
+    );
     let follower = start_follower(&store_f, leader.address(), follower::Options::default());
     wait_until("the link is refused", || {
         follower.links.all().iter().all(|cell| cell.phase() == Phase::Refused)
@@ -251,18 +254,20 @@ fn another_stores_follower_is_refused_and_keeps_its_data() {
 
 /// A former leader's data once passed for an empty follower's: what it had of its own stayed for good.
 #[test]
-fn a_store_that_has_led_follows_if_its_leader_has_all_of_it() {
+fn a_store_that_shares_no_term_with_its_leader_is_refused_and_keeps_its_data() {
     let store_l = store(geometry(1), None);
+    put(&store_l, 1, 1);
     let leader = start_leader(&store_l, leader::Options::default());
-    let ahead = store(geometry(1), Some(store_l.store_id()));
-    put(&ahead, 5, 5);
-    let follower = start_follower(&ahead, leader.address(), follower::Options::default());
+    let store_f = store(geometry(1), Some(store_l.store_id()));
+    put(&store_f, 5, 5);
+    let before = images(&store_f, ShardIndex(0));
+    let follower = start_follower(&store_f, leader.address(), follower::Options::default());
     wait_until("the link is refused", || {
         follower.links.all().iter().all(|cell| cell.phase() == Phase::Refused)
     });
-    assert_eq!(leader.links.totals.full_scans.load(Ordering::Relaxed), 0);
-    let followed = images(&ahead, ShardIndex(0));
-    assert!(!followed.is_empty(), "it keeps its data");
+    let reason = follower.links.all()[0].reason.lock().clone();
+    assert!(reason.contains("shares no term of leadership"), "{reason}");
+    assert_eq!(images(&store_f, ShardIndex(0)), before);
 }
 
 #[test]

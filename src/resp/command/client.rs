@@ -187,6 +187,7 @@ pub(in crate::resp) fn client(call: &mut Call<'_>) -> Outcome {
             call.reply.verbatim(&line);
         }
         b"list" => list(call)?,
+        b"kill" if call.args.len() > 2 => return super::kill::kill(call),
         b"no-evict" | b"no-touch" => {
             let name = if subcommand == b"no-evict" { "no-evict" } else { "no-touch" };
             wanted(call, 3, name)?;

@@ -4,6 +4,7 @@ pub(super) mod client;
 pub(super) mod expiry;
 pub(super) mod info;
 pub(super) mod keys;
+mod kill;
 pub(super) mod position;
 pub(super) mod roles;
 pub(super) mod scan;

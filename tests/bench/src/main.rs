@@ -10,6 +10,7 @@ mod engine;
 mod follower_process;
 mod idle;
 mod in_process;
+mod replication;
 mod report;
 mod resp_client;
 mod server;
@@ -29,8 +30,7 @@ use report::{Report, Side};
 use server::Launcher;
 use slotstream_engine::Slotstream;
 
-const USAGE: &str =
-    "usage: scripts/bench [inprocess|redis|idle|all] [--quick] [--only ours|peer] [--binary PATH]";
+const USAGE: &str = "usage: scripts/bench [inprocess|redis|idle|replication|all] [--quick] [--only ours|peer] [--binary PATH]";
 
 fn main() -> ExitCode {
     match run_words() {
@@ -81,7 +81,7 @@ impl Arguments {
         let mut words = words.iter().copied();
         while let Some(word) = words.next() {
             match word {
-                "inprocess" | "redis" | "idle" | "all" => arguments.suite = word.to_owned(),
+                "inprocess" | "redis" | "idle" | "replication" | "all" => arguments.suite = word.to_owned(),
                 "--quick" => arguments.is_quick = true,
                 "--only" => {
                     arguments.only = match words.next() {
@@ -133,6 +133,10 @@ fn run(arguments: &Arguments, report: &mut Report, data: &Path) -> Result<()> {
     if arguments.runs("redis") {
         let size = if arguments.is_quick { through_resp::Size::QUICK } else { through_resp::Size::FULL };
         through_resp::run(report, size, &launcher, arguments.only)?;
+    }
+    if arguments.runs("replication") {
+        let size = if arguments.is_quick { replication::Size::QUICK } else { replication::Size::FULL };
+        replication::run(report, size, &launcher, arguments.only)?;
     }
     if arguments.runs("idle") && arguments.only != Some(Side::Peer) {
         let rounds = if arguments.is_quick { 1 } else { 5 };

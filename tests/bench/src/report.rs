@@ -32,6 +32,10 @@ pub enum Unit {
     Core,
     /// A plain factor.
     Factor,
+    /// Seconds.
+    Seconds,
+    /// Bytes.
+    Bytes,
 }
 
 impl Unit {
@@ -45,6 +49,9 @@ impl Unit {
             Self::CpuPerMillion => format!("{figure:.2} s/M"),
             Self::Core => format!("{:.2} %", figure * 100.0),
             Self::Factor => format!("{figure:.2}x"),
+            Self::Seconds if figure < 1.0 => format!("{:.0} ms", figure * 1e3),
+            Self::Seconds => format!("{figure:.2} s"),
+            Self::Bytes => format!("{:.1} MB", figure / 1e6),
         }
     }
 }

@@ -36,15 +36,22 @@ impl RespClient {
     pub fn fill(&mut self, count: u64, value: &str) -> Result<()> {
         const BATCH: u64 = 500;
         for first in (0..count).step_by(500) {
-            let end = count.min(first + BATCH);
-            let mut request = Vec::new();
-            for index in first..end {
-                encode(&mut request, &["SET", &format!("key:{index:012}"), value])?;
-            }
-            self.stream.get_mut().write_all(&request)?;
-            for _ in first..end {
-                self.reply()?;
-            }
+            self.set_all(first..count.min(first + BATCH), value)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the keys with these indexes, in one go.
+    pub fn set_all(&mut self, indexes: impl Iterator<Item = u64>, value: &str) -> Result<()> {
+        let mut request = Vec::new();
+        let mut count = 0;
+        for index in indexes {
+            encode(&mut request, &["SET", &format!("key:{index:012}"), value])?;
+            count += 1;
+        }
+        self.stream.get_mut().write_all(&request)?;
+        for _ in 0..count {
+            self.reply()?;
         }
         Ok(())
     }

@@ -110,7 +110,8 @@ fn redis(command: &mut Command, folder: &Path, ports: &[SocketAddr; 3]) {
     command.args(["--save", "", "--appendonly", "no", "--dir"]).arg(folder);
 }
 
-fn free_ports() -> Result<[SocketAddr; 3]> {
+/// Three ports that are free now.
+pub fn free_ports() -> Result<[SocketAddr; 3]> {
     // All three are held at once, so that they differ.
     let listeners = [(); 3].map(|()| TcpListener::bind(("127.0.0.1", 0)));
     let [a, b, c] = listeners;

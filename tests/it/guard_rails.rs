@@ -1,0 +1,119 @@
+//! A follower keeps its data from leaders that would take them away, says why, and gives in only when
+//! somebody says so by hand.
+
+use crate::harness::{Node, PATIENCE, assert_equal, stderr, wait_in_sync, wait_until};
+use crate::roles_at_run_time::{SIZES, replicaof, set};
+
+/// Waits until every shard of the follower is refused, for this reason.
+#[track_caller]
+fn wait_refused(follower: &Node, words: &str) {
+    let refused = |shard: &serde_json::Value| {
+        shard["phase"] == "refused" && shard["reason"].as_str().is_some_and(|reason| reason.contains(words))
+    };
+    wait_until(&format!("the follower refuses: {words}"), PATIENCE, || {
+        follower.status()["shards"].as_array().expect("shards").iter().all(refused)
+    });
+    assert!(follower.log().contains(words), "{}", follower.log());
+    let (code, metrics) = follower.get("/metrics");
+    assert_eq!(code, 200);
+    let counted = |line: &&str| line.starts_with("slotstream_reconnects_total{reason=\"refused\"}");
+    assert!(metrics.lines().any(|line| counted(&line) && !line.ends_with(" 0")), "{metrics}");
+    assert_eq!(follower.get("/readyz").0, 503);
+    assert_eq!(follower.client().call(&["GET", "key-1"]).text(), "precious");
+}
+
+/// A leader that came back without its data once emptied every follower of other systems.
+#[test]
+fn an_emptied_leader_empties_nobody() {
+    let root = tempfile::tempdir().expect("temp dir");
+    let (a, b) = (root.path().join("a"), root.path().join("b"));
+    let mut leader = Node::leader(&a, SIZES);
+    let mut follower = Node::follower(&b, &leader, &[]);
+    set(&leader, 0..20, "precious");
+    wait_in_sync(&leader, &follower);
+    leader.kill();
+    std::fs::remove_dir_all(&a).expect("the leader's data are gone");
+    leader.restart();
+    wait_refused(&follower, "follower holds data of store");
+
+    // By hand: another id is a mistake, the leader's own replaces the data.
+    assert!(follower.terminate().0.success());
+    let id = leader.status()["store_id"].as_str().expect("an id").to_owned();
+    let replication = leader.replication().to_string();
+    let start = |accepted: &str| {
+        crate::harness::run(&[
+            "follower",
+            "--data-dir",
+            b.to_str().expect("utf-8"),
+            "--leader",
+            &replication,
+            "--listen",
+            "127.0.0.1:0",
+            "--http-listen",
+            "127.0.0.1:0",
+            "--accept-store",
+            accepted,
+        ])
+    };
+    let wrong = start("00000000-0000-0000-0000-000000000001");
+    assert!(stderr(&wrong).contains(&format!("has store {id}")), "{}", stderr(&wrong));
+    assert_eq!(start("king").status.code(), Some(2));
+    set(&leader, 0..5, "new");
+    let mut follower = Node::follower(&b, &leader, &["--accept-store", &id]);
+    wait_in_sync(&leader, &follower);
+    assert!(follower.log().contains("THE DATA OF THIS DIRECTORY ARE THROWN AWAY"));
+    // The option may stay: nothing is thrown away that the leader does not refuse.
+    assert!(follower.terminate().0.success());
+    follower.restart();
+    wait_in_sync(&leader, &follower);
+    assert_eq!(follower.log().matches("THROWN AWAY").count(), 1);
+    assert_eq!(leader.metric("slotstream_full_scans_total"), 2.0);
+    assert!(follower.terminate().0.success());
+    assert!(leader.terminate().0.success());
+    assert_equal(&a, &b);
+}
+
+#[test]
+fn a_leader_of_an_older_epoch_is_refused() {
+    let root = tempfile::tempdir().expect("temp dir");
+    let [a, b, c] = ["a", "b", "c"].map(|name| root.path().join(name));
+    let old = Node::leader(&a, SIZES);
+    let new = Node::follower(&b, &old, &[]);
+    let mut follower = Node::follower(&c, &old, &[]);
+    set(&old, 0..20, "precious");
+    wait_in_sync(&old, &new);
+    wait_in_sync(&old, &follower);
+    assert_eq!(new.client().call(&["REPLICAOF", "NO", "ONE"]).text(), "OK");
+    assert_eq!(replicaof(&follower, &new), "OK");
+    wait_in_sync(&new, &follower);
+    // The old leader knows nothing of it.
+    let refused = replicaof(&follower, &old);
+    assert!(refused.ends_with("is in epoch 1, this node has seen epoch 2"), "{refused}");
+    wait_in_sync(&new, &follower);
+    // Nor does somebody who starts it at the old leader again.
+    assert!(follower.terminate().0.success());
+    std::fs::remove_file(c.join("role.json")).expect("the role given at run time");
+    follower.restart();
+    wait_refused(&follower, "epoch");
+    assert!(follower.terminate().0.success());
+    let id = old.status()["store_id"].as_str().expect("an id").to_owned();
+    let adopted = Node::follower(&c, &old, &["--accept-store", &id]);
+    wait_in_sync(&old, &adopted);
+    assert!(adopted.log().contains("it was in epoch 2, the leader is in epoch 1"), "{}", adopted.log());
+}
+
+/// A leader that was started again at another replication port is found by where it serves Redis clients.
+#[test]
+fn a_leader_that_takes_followers_at_another_port_is_found() {
+    let root = tempfile::tempdir().expect("temp dir");
+    let [a, b] = ["a", "b"].map(|name| root.path().join(name));
+    let mut leader = Node::leader(&a, SIZES);
+    let follower = Node::follower(&b, &leader, &[]);
+    set(&leader, 0..20, "x");
+    wait_in_sync(&leader, &follower);
+    assert!(leader.terminate().0.success());
+    leader.ports.replication_listen = None;
+    leader.restart();
+    wait_in_sync(&leader, &follower);
+    assert_eq!(leader.metric("slotstream_full_scans_total"), 0.0);
+}

@@ -1,0 +1,92 @@
+//! Faults of the network between a leader and its follower, under load: each a cause at a moment.
+//!
+//! Real faults in namespaces of the test's own (`wires_`), and those that need to know the protocol, or
+//! that no rule of a kernel makes, in a relay (`relay_`).
+
+mod netns;
+mod relay;
+mod stage;
+
+use std::time::Duration;
+
+use netns::Fault;
+use relay::Cut;
+use stage::{Cause, Moment, Setting, Stage};
+
+macro_rules! scenarios {
+    ($stage:ident: $($name:ident: $moment:ident, $cause:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            $stage(Moment::$moment, $cause);
+        }
+    )*};
+}
+
+fn wires(moment: Moment, cause: Cause) {
+    if let Some(stage) = Stage::in_namespaces(Setting::USUAL) {
+        stage.play(moment, cause);
+    }
+}
+
+fn relay(moment: Moment, cause: Cause) {
+    Stage::relayed(Setting::USUAL).play(moment, cause);
+}
+
+fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+/// An end that came together with the last bytes before it was not seen: the socket was not read again,
+/// and the link lasted until `dead_after`. With one this long, the test would not come to its end.
+#[test]
+fn relay_cuts_at_every_byte() {
+    let pause = ms(20);
+    let setting = Setting { shards: 8, dead_after: "60s", pause };
+    Stage::relayed(setting).play(Moment::Stream, Sweeping);
+}
+
+use Cause::{Bad, Cutting, CuttingAtHz, Flapping, Lasting, Nothing, Sweeping};
+
+scenarios! { wires:
+    wires_partitioned_in_the_first_scan: FirstScan, Lasting(Fault::Partition);
+    wires_partitioned_at_the_seam: Seam, Lasting(Fault::Partition);
+    wires_partitioned_in_the_stream: Stream, Lasting(Fault::Partition);
+    wires_partitioned_while_the_follower_restarts: FollowerRestarts, Lasting(Fault::Partition);
+    wires_partitioned_while_the_leader_restarts: LeaderRestarts, Lasting(Fault::Partition);
+    wires_drop_what_the_leader_sends_in_the_first_scan: FirstScan, Lasting(Fault::DropDown);
+    wires_drop_what_the_leader_sends_in_the_stream: Stream, Lasting(Fault::DropDown);
+    wires_drop_what_the_follower_sends_in_the_first_scan: FirstScan, Lasting(Fault::DropUp);
+    wires_drop_what_the_follower_sends_at_the_seam: Seam, Lasting(Fault::DropUp);
+    wires_drop_what_the_follower_sends_in_the_stream: Stream, Lasting(Fault::DropUp);
+    wires_reset_in_the_first_scan: FirstScan, Lasting(Fault::Reset);
+    wires_reset_at_the_seam: Seam, Lasting(Fault::Reset);
+    wires_reset_in_the_stream: Stream, Lasting(Fault::Reset);
+    wires_flap_at_1_hz_in_the_first_scan: FirstScan, Flapping(Fault::Partition, 1);
+    wires_flap_at_3_hz_at_the_seam: Seam, Flapping(Fault::Reset, 3);
+    wires_flap_at_10_hz_in_the_stream: Stream, Flapping(Fault::Reset, 10);
+    wires_unplugged_in_the_stream: Stream, Lasting(Fault::LinkDown);
+    wires_unplugged_at_10_hz_in_the_first_scan: FirstScan, Flapping(Fault::LinkDown, 10);
+}
+
+scenarios! { relay:
+    relay_reset_in_the_first_scan: FirstScan, Cutting(Cut::Reset);
+    relay_reset_at_the_end_of_the_scan: ScanEnd, Cutting(Cut::Reset);
+    relay_reset_right_behind_the_scan: Seam, Cutting(Cut::Reset);
+    relay_closed_right_behind_the_scan: Seam, Cutting(Cut::Fin);
+    relay_closed_in_the_stream: Stream, Cutting(Cut::Fin);
+    relay_lost_its_leader_in_the_stream: Stream, Cutting(Cut::LeaderLost);
+    relay_lost_its_follower_in_the_stream: Stream, Cutting(Cut::FollowerLost);
+    relay_lost_its_follower_in_an_ack_stall: AckStall, Cutting(Cut::FollowerLost);
+    relay_reset_in_an_ack_stall: AckStall, Cutting(Cut::Reset);
+    relay_stalls_acks_and_goes_on: AckStall, Nothing;
+    relay_flaps_at_10_hz_in_an_ack_stall: AckStall, CuttingAtHz(10);
+    relay_flaps_at_3_hz_in_the_first_scan: FirstScan, CuttingAtHz(3);
+    relay_delays_by_50_ms: FirstScan, Bad(|rules| rules.delay = ms(50), Stage::has_overflowed);
+    relay_delays_by_200_ms: Stream, Bad(|rules| rules.delay = ms(200), |stage| stage.has_streamed(100));
+    relay_carries_64_kib_a_second: Stream, Bad(|rules| rules.rate = Some(64 << 10), Stage::has_overflowed);
+    relay_loses_and_repeats: FirstScan,
+        Bad(|rules| rules.stall = Some((64 << 10, ms(200))), Stage::has_overflowed);
+    relay_is_there_while_the_follower_restarts: FollowerRestarts, Nothing;
+    relay_is_slow_while_the_leader_restarts: LeaderRestarts,
+        Bad(|rules| rules.rate = Some(64 << 10), |stage| stage.count_in("scan") > 0);
+}
