@@ -287,6 +287,10 @@ impl Roles {
         let ask = |address: &str| Asked::new(address, LOOK_TIMEOUT).map(|asked| asked.info);
         let Ok(mut info) = ask(&format!("{host}:{port}")) else { return Ok(()) };
         let mut host = host.to_owned();
+        if info.follows.is_none() && leader.resp_port == 0 {
+            // It leads, and somebody named the way to it, which may be no direct one.
+            return Ok(());
+        }
         if let Some(next) = info.follows.take() {
             let Ok(found) = ask(&next) else { return Ok(()) };
             if found.run_id == self.parts.node.run_id {
