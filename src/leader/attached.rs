@@ -109,6 +109,7 @@ impl Attached {
         let is_full = since == Seq::ZERO && plan.scan_place.is_none();
         let scans = if is_full { &totals.full_scans } else { &totals.delta_scans_reconnect };
         scans.fetch_add(1, Relaxed);
+        totals.scans_resumed.fetch_add(u64::from(plan.scan_place.is_some()), Relaxed);
         // Watermark before scan: what changes from here on is in the ring.
         // A ring that holds no record would never stream.
         let ring_bytes =
