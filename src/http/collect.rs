@@ -188,12 +188,15 @@ fn publish_totals(role: Role, totals: &Totals) {
             .absolute(read(&totals.delta_scans_reconnect));
         counter!(names::DELTA_SCANS_TOTAL, "reason" => "overflow")
             .absolute(read(&totals.delta_scans_overflow));
+        counter!(names::SCANS_RESUMED_TOTAL).absolute(read(&totals.scans_resumed));
         counter!(names::SCAN_SLOTS_SENT_TOTAL).absolute(read(&totals.scan_slots_sent));
         counter!(names::REPLICATION_SENT_BYTES_TOTAL).absolute(read(&totals.sent_bytes));
         counter!(names::REPLICATION_RECORDS_SENT_TOTAL).absolute(read(&totals.records_sent));
     } else {
         counter!(names::REPLICATION_RECEIVED_BYTES_TOTAL).absolute(read(&totals.received_bytes));
         counter!(names::REPLICATION_RECORDS_APPLIED_TOTAL).absolute(read(&totals.records_applied));
+        counter!(names::REWINDS_TOTAL).absolute(read(&totals.rewinds));
+        counter!(names::WRITES_DROPPED_TOTAL).absolute(read(&totals.writes_dropped));
         counter!(names::REPLICATION_RECORDS_SKIPPED_TOTAL).absolute(read(&totals.records_skipped));
         for (reason, count) in totals.reconnects.lock().iter() {
             counter!(names::RECONNECTS_TOTAL, "reason" => *reason).absolute(*count);

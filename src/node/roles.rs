@@ -170,7 +170,7 @@ impl Roles {
 
     /// Lets the node lead from what it holds; the inner error is the client's.
     fn lead(&mut self) -> anyhow::Result<Result<String, String>> {
-        let Some(leader) = self.leader().cloned() else { return Ok(Ok("OK".to_owned())) };
+        let Some(leader) = self.leader().cloned() else { return self.lead_again() };
         if let Err(error) = self.parts.store.check_promote() {
             return Ok(Err(format!("this node cannot lead: {error}")));
         }
@@ -189,6 +189,21 @@ impl Roles {
         self.running = Some(Running::lead(&self.parts)?);
         let epoch = self.parts.store.shards().map(|shard| self.parts.store.stats(shard).epoch).max();
         tracing::warn!(epoch, followed = leader.replication, "promoted: this node leads now");
+        Ok(Ok("OK".to_owned()))
+    }
+
+    /// A leader that has met its successor, and takes no writes since, leads again in an epoch of its own.
+    fn lead_again(&mut self) -> anyhow::Result<Result<String, String>> {
+        if let Some(epoch) = self.parts.links.superseded_by_epoch() {
+            // Its links are of the epoch that ends here.
+            self.stop_role();
+            self.parts.store.lead_past(epoch);
+            self.running = Some(Running::lead(&self.parts)?);
+            tracing::warn!(
+                past = epoch,
+                "this node leads again, in a newer epoch than the one it had heard of"
+            );
+        }
         Ok(Ok("OK".to_owned()))
     }
 

@@ -39,6 +39,7 @@
 //!    | <--------------- SlotBatch STREAM (S1+1, ...)
 //! ```
 
+mod fields;
 pub mod frame;
 pub mod message;
 pub mod outbox;

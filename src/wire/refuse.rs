@@ -1,7 +1,8 @@
 //! A refusal: why a leader does not take a follower, and whether asking again may help.
 
+use super::fields::Fields;
 use super::frame::{Frame, Kind, push_frame};
-use super::message::{Fields, MessageError};
+use super::message::MessageError;
 
 /// Most bytes of a refusal's sentence.
 pub const REFUSE_TEXT_SIZE_MAX: usize = 512;

@@ -21,6 +21,7 @@ mod resp_differential;
 mod resp_hostile;
 mod resp_roles;
 mod resp_support;
+mod rewind;
 mod roles;
 mod roles_at_run_time;
 mod switchover;

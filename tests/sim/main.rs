@@ -12,13 +12,15 @@ mod peers;
 #[cfg(feature = "planted-bugs")]
 mod planted;
 mod random;
+mod scenario;
 mod sockets;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use world::{Tally, World};
+use scenario::Tally;
+use world::World;
 
 const SEEDS_DEFAULT: u64 = 2_000;
 
