@@ -17,9 +17,10 @@ use crate::links::Links;
 use crate::ring::Sleeper;
 use crate::slot::{Seq, ShardIndex, SlotError, SlotIndex};
 use crate::store::{Store, Term};
-use crate::wire::frame::{Frame, FrameDecoder, FrameError, Kind, Side};
+use crate::wire::frame::{Frame, FrameDecoder, FrameError, HEADER_SIZE, Kind, PREAMBLE, Side};
 use crate::wire::message::{
-    Ack, Heartbeat, Hello, MessageError, Refuse, RefuseCode, SHARD_PROBE, VERSION, Want, Welcome,
+    Ack, FOLLOWER_PAYLOAD_SIZE_MAX, Heartbeat, Hello, MessageError, Refuse, RefuseCode, SHARD_PROBE, VERSION,
+    Want, Welcome,
 };
 use crate::wire::{Outbox, Transport, next_beat};
 
@@ -30,6 +31,7 @@ use super::registry::{Registry, Seat};
 
 /// Bytes of a link's receive buffer: followers send small frames only.
 pub const RECEIVE_BUFFER_SIZE: usize = 4096;
+const _: () = assert!(PREAMBLE.len() + HEADER_SIZE + FOLLOWER_PAYLOAD_SIZE_MAX <= RECEIVE_BUFFER_SIZE);
 
 /// What a link works with; the same for all links of a thread.
 #[derive(Clone, Copy)]

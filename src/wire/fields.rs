@@ -7,7 +7,7 @@ use super::message::{MessageError, ScanPlace, TERMS_MAX};
 use crate::slot::lineage::is_ordered;
 use crate::slot::{Geometry, Seq, SlotIndex, Term};
 
-const TERM_SIZE: usize = 24;
+pub(super) const TERM_SIZE: usize = 24;
 
 pub(super) fn push_words<const N: usize>(target: &mut Vec<u8>, kind: Kind, epoch: u64, words: [u64; N]) {
     push_frame(target, kind, epoch, |out| {

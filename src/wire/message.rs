@@ -50,7 +50,9 @@
 
 use uuid::Uuid;
 
-use super::fields::{Fields, newest, push_geometry, push_place, push_terms, push_words, term_count};
+use super::fields::{
+    Fields, TERM_SIZE, newest, push_geometry, push_place, push_terms, push_words, term_count,
+};
 use super::frame::{Frame, Kind, push_frame};
 use crate::slot::{Geometry, GeometryError, Seq, SlotIndex, Term};
 
@@ -64,6 +66,10 @@ pub const SHARD_PROBE: u16 = 0xFFFF;
 pub const TERMS_MAX: usize = 128;
 /// Most slots asked for at once.
 pub const WANT_LEN_MAX: usize = 512;
+
+/// Most bytes of payload in what a follower sends.
+pub(crate) const FOLLOWER_PAYLOAD_SIZE_MAX: usize = HELLO_SIZE + TERMS_MAX * TERM_SIZE;
+const _: () = assert!(WANT_LEN_MAX * size_of::<u32>() <= FOLLOWER_PAYLOAD_SIZE_MAX);
 
 const HELLO_SIZE: usize = 80;
 const WELCOME_SIZE: usize = 88;
