@@ -213,6 +213,8 @@ pub struct Totals {
     pub delta_scans_reconnect: AtomicU64,
     /// Delta scans begun because a ring overflowed.
     pub delta_scans_overflow: AtomicU64,
+    /// Scans that went on where a broken link had left one.
+    pub scans_resumed: AtomicU64,
     /// Slots sent by scans.
     pub scan_slots_sent: AtomicU64,
     /// Bytes written to replication sockets by the leader.

@@ -38,6 +38,7 @@ metrics! {
     BUILD_INFO = Gauge "build_info", "1; the labels say which build this is.";
     IS_LEADER = Gauge "is_leader", "1 on a leader, 0 on a follower.";
     EPOCH = Gauge "epoch", "Highest epoch among the shards served.";
+    SUPERSEDED_BY_EPOCH = Gauge "superseded_by_epoch", "On a leader that was replaced and takes no writes: the newer epoch; else 0.";
     ROLE_CHANGES_TOTAL = Counter "role_changes_total", "Times this node became a leader, a follower, or a follower of another leader.";
     SWITCHOVERS_TOTAL = Counter "switchovers_total", "Hand-overs of the lead by this node, by result.";
     SWITCHOVER_PAUSE_SECONDS = Gauge "switchover_pause_seconds", "How long this node's last hand-over held writes back.";

@@ -202,15 +202,21 @@ impl View {
                 }
             }),
             epoch: shards.iter().map(|shard| shard.epoch).max().unwrap_or(0),
+            superseded_by_epoch: self.links.superseded_by_epoch(),
             shards,
             links,
         }
     }
 
-    /// A node is ready when its store is open, it is not stopping, and each shard has been in sync once.
+    /// A node is ready when its store is open, it is not stopping, no newer leader has replaced it, and each
+    /// shard has been in sync once.
     #[must_use]
     pub fn is_ready(&self, shards: &[ShardStatus]) -> bool {
-        self.serving.get().is_some() && !self.stop.is_set() && shards.iter().all(|shard| shard.ready)
+        let is_replaced = self.links.superseded_by_epoch().is_some();
+        self.serving.get().is_some()
+            && !self.stop.is_set()
+            && !is_replaced
+            && shards.iter().all(|shard| shard.ready)
     }
 
     /// A link, as of now.
@@ -320,6 +326,9 @@ pub struct Status {
     pub sizes: Option<Sizes>,
     /// Highest epoch among the shards.
     pub epoch: u64,
+    /// On a leader that was replaced: the newer epoch that it has heard of; it takes no writes.
+    #[serde(default)]
+    pub superseded_by_epoch: Option<u64>,
     /// The shards it serves.
     pub shards: Vec<ShardStatus>,
     /// A leader's links, one per attached follower and shard.

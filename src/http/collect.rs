@@ -49,6 +49,7 @@ impl Collector {
     pub(super) fn publish(&self, view: &View) {
         gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         gauge!(names::IS_LEADER).set(if view.role() == Role::Leader { 1.0 } else { 0.0 });
+        gauge!(names::SUPERSEDED_BY_EPOCH).set(float(view.links.superseded_by_epoch().unwrap_or(0)));
         let cells = view.links.all();
         if let Some(store) = view.store() {
             publish_shards(view, store);

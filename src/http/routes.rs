@@ -86,7 +86,10 @@ fn route(context: &Context, path: &str, query: &str) -> Answer {
         "/livez" => Answer::text(StatusCode::OK, "ok\n"),
         "/readyz" => ready(view, parameter(query, "verbose").is_some()),
         "/leader" => {
-            let leads = view.role() == Role::Leader && view.store().is_some() && !view.stop.is_set();
+            let leads = view.role() == Role::Leader
+                && view.store().is_some()
+                && !view.stop.is_set()
+                && view.links.superseded_by_epoch().is_none();
             Answer::when(leads, "leader\n", format!("{}\n", view.role().as_str()))
         }
         "/follower" => follower(view, parameter(query, "max_lag")),
@@ -115,6 +118,9 @@ fn ready(view: &View, verbose: bool) -> Answer {
     let mut lines = String::new();
     check(&mut lines, "store", view.store().is_some(), "open", "waiting for the leader or still opening");
     check(&mut lines, "process", !view.stop.is_set(), "running", "stopping");
+    if let Some(epoch) = status.superseded_by_epoch {
+        check(&mut lines, "epoch", false, "", &format!("{epoch} has another leader"));
+    }
     for shard in &status.shards {
         let state = shard_state(shard);
         check(&mut lines, &format!("shard {}", shard.shard), shard.ready, &state, &state);

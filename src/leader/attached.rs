@@ -105,8 +105,11 @@ impl Attached {
     ) -> Self {
         let (shard, since) = (ShardIndex(hello.shard), plan.since);
         let totals = &env.links.totals;
-        let scans = if since == Seq::ZERO { &totals.full_scans } else { &totals.delta_scans_reconnect };
+        // A scan that goes on where it was cut off sends what is left of it.
+        let is_full = since == Seq::ZERO && plan.scan_place.is_none();
+        let scans = if is_full { &totals.full_scans } else { &totals.delta_scans_reconnect };
         scans.fetch_add(1, Relaxed);
+        totals.scans_resumed.fetch_add(u64::from(plan.scan_place.is_some()), Relaxed);
         // Watermark before scan: what changes from here on is in the ring.
         // A ring that holds no record would never stream.
         let ring_bytes =

@@ -404,6 +404,9 @@ fn answer_hello(
         Err(mut refuse) => {
             if refuse.code == RefuseCode::NotLeader {
                 refuse.leader.clone_from(&env.options.leader);
+                if let Some(epoch) = env.links.superseded_by_epoch() {
+                    refuse.text = format!("this leader was replaced: another one leads in epoch {epoch}");
+                }
             }
             if refuse.code == RefuseCode::OldEpoch {
                 supersede(frame.epoch, env);

@@ -50,6 +50,7 @@ impl Running {
     /// Leads: the store takes writes from the moment that followers can come.
     pub(super) fn lead(parts: &Parts) -> anyhow::Result<Self> {
         let stop = Stop::new();
+        parts.links.forget_superseded();
         parts.store.set_read_only(false);
         let port = open_port(parts, None, &stop)?;
         let sweep =
@@ -62,6 +63,7 @@ impl Running {
     pub(super) fn follow(parts: &Parts, leader: LeaderAt) -> anyhow::Result<Self> {
         let stop = Stop::new();
         parts.store.demote();
+        parts.links.forget_superseded();
         parts.show(Some(&leader));
         let port = open_port(parts, Some(leader.replication.clone()), &stop)?;
         let follower = Follower::start(

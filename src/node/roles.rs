@@ -25,6 +25,8 @@ use crate::stop::Stop;
 pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a follower without any link looks whether its leader has moved.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// How long it waits for an answer then: an order may come meanwhile.
+const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long the handing over of the lead may take where nobody says.
 const SWITCHOVER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -37,6 +39,7 @@ pub(super) enum Event {
 /// The way to the thread, for whoever ends it.
 pub(super) struct Director {
     events: mpsc::Sender<Event>,
+    abort: Abort,
     thread: JoinHandle<anyhow::Result<()>>,
 }
 
@@ -52,7 +55,14 @@ impl Director {
         let notices = events.clone();
         // Whoever is stopping needs no notice.
         parts.links.notices.listen(move |notice| drop(notices.send(Event::Notice(notice))));
-        let mut roles = Roles { parts, memory, abort, running: Some(running), looked_at: Instant::now() };
+        let mut roles = Roles {
+            parts,
+            memory,
+            abort: abort.clone(),
+            running: Some(running),
+            looked_at: Instant::now(),
+            nobody_leads: false,
+        };
         let run = move || {
             let result = roles.run(&inbox);
             if result.is_err() {
@@ -64,11 +74,13 @@ impl Director {
             result
         };
         let thread = std::thread::Builder::new().name("roles".to_owned()).spawn(run);
-        Ok(Self { events, thread: thread.context("no thread for changes of role")? })
+        Ok(Self { events, abort, thread: thread.context("no thread for changes of role")? })
     }
 
     /// Ends the role and the thread; an error if the node was left without a role.
     pub(super) fn join(self) -> anyhow::Result<()> {
+        // A hand-over that still waits for its follower is given up.
+        self.abort.ask();
         // A thread that has ended hears nothing, and needs not.
         drop(self.events.send(Event::Stop));
         match self.thread.join() {
@@ -111,6 +123,8 @@ struct Roles {
     running: Option<Running>,
     /// When a follower without a link last looked for its leader.
     looked_at: Instant,
+    /// Its leader was found to follow this node; said once.
+    nobody_leads: bool,
 }
 
 impl Roles {
@@ -261,6 +275,7 @@ impl Roles {
         let cells = self.parts.links.all();
         let is_up = |phase| matches!(phase, Phase::Scan | Phase::CatchUp | Phase::Stream);
         if cells.iter().any(|cell| is_up(cell.phase())) {
+            self.nobody_leads = false;
             return Ok(());
         }
         let heard = cells.iter().map(|cell| cell.leader_resp_port.load(Relaxed)).max().unwrap_or(0);
@@ -269,12 +284,26 @@ impl Roles {
         if port == 0 {
             return Ok(());
         }
-        let ask = |address: &str| Asked::new(address, ASK_TIMEOUT).map(|asked| asked.info);
+        let ask = |address: &str| Asked::new(address, LOOK_TIMEOUT).map(|asked| asked.info);
         let Ok(mut info) = ask(&format!("{host}:{port}")) else { return Ok(()) };
         let mut host = host.to_owned();
+        if info.follows.is_none() && leader.resp_port == 0 {
+            // It leads, and somebody named the way to it, which may be no direct one.
+            return Ok(());
+        }
         if let Some(next) = info.follows.take() {
             let Ok(found) = ask(&next) else { return Ok(()) };
-            if found.follows.is_some() || found.run_id == self.parts.node.run_id {
+            if found.run_id == self.parts.node.run_id {
+                if !std::mem::replace(&mut self.nobody_leads, true) {
+                    let leader = leader.replication;
+                    tracing::error!(
+                        leader,
+                        "nobody leads: this node's leader follows this node; promote one of the two"
+                    );
+                }
+                return Ok(());
+            }
+            if found.follows.is_some() {
                 return Ok(());
             }
             host = next.rsplit_once(':').map_or("", |(host, _)| host).to_owned();

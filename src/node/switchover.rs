@@ -95,6 +95,9 @@ impl Switchover {
         if follows {
             return refused("FAILOVER is not valid when server is a replica.");
         }
+        if let Some(epoch) = parts.links.superseded_by_epoch() {
+            return Err(format!("this leader was replaced: another one leads in epoch {epoch}"));
+        }
         let cells = parts.links.all();
         if cells.is_empty() {
             return refused("FAILOVER requires connected replicas.");
@@ -146,7 +149,8 @@ impl Switchover {
         parts.store.stop_writes();
         let ended = self.hand_over(parts, memory, abort, deadline, held_at);
         if matches!(ended, Ended::GivenUp { .. }) {
-            parts.store.set_read_only(false);
+            // Unless somebody else was found to lead meanwhile.
+            parts.store.set_read_only(parts.links.superseded_by_epoch().is_some());
         } else {
             parts.show(Some(&self.target));
         }

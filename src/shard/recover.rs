@@ -306,6 +306,15 @@ impl Shard {
         Ok(())
     }
 
+    /// A copy of the memory, as a backup of the file holds it.
+    #[must_use]
+    pub fn copy_region(&self) -> Region {
+        let len = self.region.len();
+        let mut copy = Region::heap(len, self.region.reserved());
+        copy.bytes_mut(0, len).copy_from_slice(self.region.bytes(0, len));
+        copy
+    }
+
     /// Gives the memory back, as a killed process leaves it.
     #[must_use]
     pub fn into_region(self) -> Region {

@@ -62,12 +62,12 @@ impl Shard {
         next
     }
 
-    /// Lets the index know the slots that are not astray; says where to go on.
-    pub fn reindex(&mut self, fork: Seq, next: SlotIndex) -> io::Result<Option<SlotIndex>> {
+    /// Lets the index know the slots that are not astray, which none below `done` is; says where to go on.
+    pub fn reindex(&mut self, fork: Seq, done: SlotIndex, next: SlotIndex) -> io::Result<Option<SlotIndex>> {
         let end = self.slots_formatted();
         let stop = next.0.saturating_add(STEP_SLOTS_MAX).min(end);
         for slot in (next.0..stop).map(SlotIndex) {
-            if self.is_astray(slot, fork) {
+            if slot >= done && self.is_astray(slot, fork) {
                 continue;
             }
             // Copied, since the index is changed while the image is looked at.

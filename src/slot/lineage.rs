@@ -49,11 +49,15 @@ fn end(lineage: &[Term], at: usize, head: Seq) -> Seq {
     lineage.get(at + 1).map_or(head, |next| Seq(next.first_seq.saturating_sub(1))).min(head)
 }
 
-/// Adds a term to a lineage whose store holds nothing of the terms that begin behind it. A last term
-/// that has no seq yet is replaced.
+/// Adds a term to a lineage whose store holds nothing of the terms that begin behind it. A last term of
+/// the same epoch that has no seq yet is replaced, unless it is one of the first: another node may have
+/// gone on with that, and must be known as a relative.
 pub fn begin(lineage: &mut Vec<Term>, term: Term) {
     lineage.retain(|other| other.first_seq <= term.first_seq);
-    if lineage.last().is_some_and(|last| last.first_seq == term.first_seq) {
+    let is_first = |last: &Term| last.first_seq == 1 && last.id != 0;
+    let is_unused =
+        |last: &Term| (last.epoch, last.first_seq) == (term.epoch, term.first_seq) && !is_first(last);
+    if lineage.last().is_some_and(is_unused) {
         lineage.pop();
     }
     lineage.push(term);

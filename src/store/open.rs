@@ -248,6 +248,22 @@ impl Store {
         Ok(Self::assemble(identity, sources, shards, Host::default(), None, reports))
     }
 
+    /// A copy of a store in memory, opened from its slots alone, as a copied directory is.
+    pub fn copy_in_memory(&self) -> Result<Self, OpenError> {
+        let (geometry, store_id) = (self.geometry, self.store_id);
+        let path = Path::new("memory");
+        let copy = |shard: ShardIndex| {
+            let identity = Identity { store_id, shard, geometry };
+            let region = self.shared(shard).shard.copy_region();
+            Shard::open(path, region, identity, |_| {}).map_err(|error| recover_error(path, error))
+        };
+        let shards = self.shards().map(copy).collect::<Result<_, OpenError>>()?;
+        let identity = Identity { store_id, shard: ShardIndex(0), geometry };
+        let sources = (Arc::clone(&self.clock), Arc::clone(&self.chance));
+        let reports = self.reports.copy();
+        Ok(Self::assemble(identity, sources, shards, Host::default(), None, reports))
+    }
+
     /// Opens a store in memory again from its slots alone, as a new process does after a kill.
     pub fn reopen_in_memory(self) -> Result<Self, OpenError> {
         let (geometry, store_id) = (self.geometry, self.store_id);

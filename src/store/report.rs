@@ -115,6 +115,14 @@ impl Reports {
         }
     }
 
+    /// Of a store in memory: its reports, to go on separately.
+    pub(super) fn copy(&self) -> Self {
+        match self {
+            Self::Directory(path) => Self::Directory(path.clone()),
+            Self::Memory(reports) => Self::Memory(Mutex::new(reports.lock().clone())),
+        }
+    }
+
     /// Forgets the shard's unfinished report.
     pub(super) fn discard(&self, shard: ShardIndex) -> io::Result<()> {
         let name = unfinished(shard);

@@ -73,7 +73,7 @@ impl Store {
             },
         );
         let report = self.reports.publish(shard, &stem)?;
-        self.unindex(shard, fork, progress.is_consistent())?;
+        self.unindex(shard, fork, next, progress.is_consistent())?;
         Ok(Rewound { dropped, report })
     }
 
@@ -134,15 +134,16 @@ impl Store {
         self.astray(shard, fork, next, count_max).take(count_max).collect()
     }
 
-    fn unindex(&self, shard: ShardIndex, fork: Seq, was_consistent: bool) -> io::Result<()> {
-        let mut next = Some(SlotIndex(0));
+    /// Slots below `done` have the leader's images already.
+    fn unindex(&self, shard: ShardIndex, fork: Seq, done: SlotIndex, was_consistent: bool) -> io::Result<()> {
+        let mut next = Some(done);
         while let Some(slot) = next {
             next = self.exclusive(shard).shard.unindex(fork, slot);
         }
         // An exact state has each key in one slot, so what is left is found already.
         next = (!was_consistent).then_some(SlotIndex(0));
         while let Some(slot) = next {
-            next = self.exclusive(shard).shard.reindex(fork, slot)?;
+            next = self.exclusive(shard).shard.reindex(fork, done, slot)?;
         }
         Ok(())
     }

@@ -42,6 +42,7 @@
 pub mod frame;
 pub mod message;
 pub mod outbox;
+mod refuse;
 #[cfg(test)]
 mod tests;
 pub mod transport;

@@ -77,7 +77,7 @@ fn an_emptied_leader_empties_nobody() {
 fn a_leader_of_an_older_epoch_is_refused() {
     let root = tempfile::tempdir().expect("temp dir");
     let [a, b, c] = ["a", "b", "c"].map(|name| root.path().join(name));
-    let old = Node::leader(&a, SIZES);
+    let mut old = Node::leader(&a, SIZES);
     let new = Node::follower(&b, &old, &[]);
     let mut follower = Node::follower(&c, &old, &[]);
     set(&old, 0..20, "precious");
@@ -96,10 +96,21 @@ fn a_leader_of_an_older_epoch_is_refused() {
     follower.restart();
     wait_refused(&follower, "epoch");
     assert!(follower.terminate().0.success());
+    // Now the old leader knows, and takes no more writes.
+    assert_eq!(old.status()["superseded_by_epoch"], 2);
+    assert_eq!(old.metric("slotstream_superseded_by_epoch"), 2.0);
+    assert_eq!((old.get("/leader").0, old.get("/readyz").0), (503, 503));
+    assert!(old.client().call(&["SET", "key-1", "x"]).text().starts_with("READONLY"));
+    assert!(old.client().call(&["FAILOVER"]).text().contains("another one leads in epoch 2"));
+    // It leads again only if somebody starts it anew; and follows if somebody says so.
+    assert!(old.terminate().0.success());
+    old.restart();
     let id = old.status()["store_id"].as_str().expect("an id").to_owned();
     let adopted = Node::follower(&c, &old, &["--accept-store", &id]);
     wait_in_sync(&old, &adopted);
     assert!(adopted.log().contains("it was in epoch 2, the leader is in epoch 1"), "{}", adopted.log());
+    assert_eq!(replicaof(&old, &new), "OK");
+    wait_in_sync(&new, &old);
 }
 
 /// A leader that was started again at another replication port is found by where it serves Redis clients.
@@ -110,6 +121,8 @@ fn a_leader_that_takes_followers_at_another_port_is_found() {
     let mut leader = Node::leader(&a, SIZES);
     let follower = Node::follower(&b, &leader, &[]);
     set(&leader, 0..20, "x");
+    wait_in_sync(&leader, &follower);
+    assert_eq!(replicaof(&follower, &leader), "OK", "now it knows the Redis port");
     wait_in_sync(&leader, &follower);
     assert!(leader.terminate().0.success());
     leader.ports.replication_listen = None;

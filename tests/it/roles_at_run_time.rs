@@ -4,7 +4,9 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 
-use crate::harness::{Node, PATIENCE, Reply, assert_equal, stderr, wait_in_sync, wait_until};
+use rustix::process::Signal;
+
+use crate::harness::{Node, PATIENCE, Reply, assert_equal, encode, run, stderr, wait_in_sync, wait_until};
 
 pub(crate) const SIZES: &[&str] = &["--shard-count", "2", "--key-size", "16", "--value-size", "32"];
 
@@ -121,7 +123,7 @@ fn a_role_given_at_run_time_outlives_a_restart_until_the_arguments_change() {
     // Somebody changes the arguments: they count again.
     assert!(first.terminate().0.success());
     assert!(second.terminate().0.success());
-    let refused = crate::harness::run(&[
+    let refused = run(&[
         "leader",
         "--data-dir",
         a.to_str().expect("utf-8"),
@@ -208,6 +210,44 @@ fn a_follower_that_lacks_a_shard_does_not_lead() {
     let ended = info(&leader, "slotstream_last_failover");
     assert!(ended.contains("no link for shard 0"), "{ended}");
     assert_leads(&leader, true);
+}
+
+/// Half of a scan is a state that no leader ever had.
+#[test]
+fn a_follower_inside_a_scan_does_not_lead() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let leader = Node::leader(&directory.path().join("a"), &[SIZES, &["--ack-window", "4KiB"]].concat());
+    let mut client = leader.client();
+    for batch in 0..200 {
+        let mut request = Vec::new();
+        for key in 0..1_000 {
+            encode(&mut request, &[b"SET", format!("{batch}-{key}").as_bytes(), b"0123456789"]);
+        }
+        client.send(&request).expect("sent");
+        for _ in 0..1_000 {
+            assert_eq!(client.reply().expect("a reply").text(), "OK");
+        }
+    }
+    let follower = Node::follower(&directory.path().join("b"), &leader, &[]);
+    wait_until("a scan is under way", PATIENCE, || {
+        let status = follower.status();
+        let shards = status["shards"].as_array().expect("shards");
+        shards.iter().all(|shard| shard["phase"] == "scan" && shard["slots_used"].as_u64() > Some(100))
+    });
+    leader.signal(Signal::STOP);
+    let reply = follower.client().call(&["REPLICAOF", "NO", "ONE"]).text();
+    assert!(reply.starts_with("ERR this node cannot lead: shard 0 is inside a scan"), "{reply}");
+    let output = run(&["promote", &follower.ports.listen.to_string()]);
+    assert!(
+        output.status.code() == Some(1) && stderr(&output).contains("inside a scan"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(info(&follower, "role"), "slave");
+    leader.signal(Signal::CONT);
+    wait_in_sync(&leader, &follower);
+    assert_eq!(follower.client().call(&["REPLICAOF", "NO", "ONE"]).text(), "OK");
+    assert_leads(&follower, true);
 }
 
 /// What Redis Sentinel sends to the follower that it promotes, and to the others.

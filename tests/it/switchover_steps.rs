@@ -184,6 +184,8 @@ fn a_leader_that_hears_nothing_does_not_lead() {
     assert!(ended.contains("promote one of the two"), "{ended}");
     assert_leads(&first, false);
     assert_leads(&second, false);
+    proxy.is_closed.store(false, Ordering::Relaxed);
+    wait_until("it is said", PATIENCE, || first.log().contains("nobody leads"));
     // Either may be promoted.
     let promoted = second.client().call(&["REPLICAOF", "NO", "ONE"]).text();
     assert_eq!(promoted, "OK");

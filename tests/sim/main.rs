@@ -7,6 +7,7 @@
 
 mod history;
 mod network;
+mod nodes;
 mod peers;
 #[cfg(feature = "planted-bugs")]
 mod planted;
@@ -68,6 +69,8 @@ fn every_seed_converges_and_keeps_the_invariants() {
     println!("{count} seeds, {rate:.0} a second: {sum:?}");
     // Runs in which nothing happens prove nothing.
     assert!(sum.delta_scans_overflow > count && sum.delta_scans_reconnect > count / 2, "{sum:?}");
+    assert!(sum.rewinds > count / 10 && sum.promotions > count / 10 && sum.restored > count / 20, "{sum:?}");
+    assert!(sum.scans_resumed > count / 10, "{sum:?}");
     assert!(sum.full_scans >= count && sum.records_sent > count, "{sum:?}");
 }
 

@@ -52,4 +52,9 @@ planted! {
     former_key_is_kept: FormerKeyKept,
     half_frame_is_forgotten: HalfFrameForgotten,
     watermark_is_set_before_the_scan_is_through: WatermarkTooEarly,
+    fork_is_one_too_high: ForkTooHigh,
+    image_that_was_asked_for_is_refused: ForcedImageRefused,
+    index_is_kept_in_a_rewind: IndexKeptInRewind,
+    scan_position_is_kept_too_early: PositionTooEarly,
+    older_epoch_is_accepted: OlderEpochAccepted,
 }

@@ -1,22 +1,25 @@
-//! The simulated world: one leader, some followers, the network between them, and one random hand.
+//! The simulated world: some nodes, the network between them, and one random hand.
 //!
-//! [`World::run`] lets the hand act for a while (writes, parts of sends and receives, lost
-//! connections, restarts, time), then stops writing and breaking things and asserts that everything
-//! converges. Invariants are checked along the way, after every receive of a follower.
+//! [`World::run`] lets the hand act for a while (writes, parts of sends and receives, lost connections,
+//! restarts, roles that change, copies that are restored, time), then stops writing and breaking things,
+//! lets one node lead all others, and asserts that everything converges. Invariants are checked along the
+//! way, after every receive of a follower.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use slotstream::clock::{Clock, ManualClock, Now};
-use slotstream::links::{LinkCell, Links, Phase};
-use slotstream::ring::Sleeper;
+use slotstream::chance::Chance;
+use slotstream::clock::{Clock, ManualClock};
+use slotstream::links::Phase;
 use slotstream::store::{Options as StoreOptions, WriteError};
+use slotstream::wire::RefuseCode;
 use slotstream::{Geometry, Seq, ShardIndex, Store, follower, leader};
 use uuid::Uuid;
 
-use crate::history::{History, Mirror};
+use crate::history::{Held, Histories, Mirror, Recorder};
 use crate::network::Connection;
+use crate::nodes::{Dropped, Node, Role};
 use crate::random::Random;
 
 const ROUNDS_TO_CONVERGE_MAX: usize = 3_000;
@@ -26,12 +29,16 @@ const ROUNDS_TO_CONVERGE_MAX: usize = 3_000;
 struct Scenario {
     geometry: Geometry,
     slots: u32,
-    follower_count: usize,
+    node_count: usize,
     key_count: usize,
     step_count: usize,
     network_bytes: usize,
     fault_percent: usize,
     write_percent: usize,
+    /// Faults in a hundred that are changes of roles.
+    role_percent: usize,
+    /// Clocks differ by up to this much.
+    skew_ms: usize,
     /// Deliveries in a hundred that flip a bit; links may then end for what the other end sent.
     noise_percent: usize,
     leader: leader::Options,
@@ -65,11 +72,13 @@ impl Scenario {
         Self {
             geometry,
             slots: *random.pick(&[4, 16, 40]),
-            follower_count: random.between(1, 3),
+            node_count: random.between(2, 4),
             key_count: random.between(2, 60),
             step_count: random.between(50, 400),
             network_bytes: *random.pick(&[30, 200, 1000, 10_000]),
-            fault_percent: *random.pick(&[0, 1, 3, 8]),
+            fault_percent: *random.pick(&[0, 1, 4, 8, 15]),
+            role_percent: *random.pick(&[0, 30, 70]),
+            skew_ms: *random.pick(&[0, 0, 1_000, 10_000_000]),
             noise_percent: *random.pick(&[0, 0, 0, 5]),
             write_percent: *random.pick(&[5, 10, 25]),
             leader,
@@ -77,44 +86,30 @@ impl Scenario {
     }
 }
 
-struct LeaderNode {
+/// A copy of a node's directory.
+struct Backup {
+    node: usize,
     store: Store,
-    links: Arc<Links>,
-    registry: leader::Registry,
-    sleeper: Arc<Sleeper>,
-    ends: Vec<(leader::Link, Connection)>,
-}
-
-struct FollowerNode {
-    name: String,
-    store: Store,
-    links: Arc<Links>,
-    options: follower::Options,
-    lanes: Vec<Lane>,
-}
-
-struct Lane {
-    shard: ShardIndex,
-    end: Option<(follower::Link, Connection)>,
-    cell: Arc<LinkCell>,
-    mirror: Mirror,
-    watermark: Seq,
-    /// Links begun with nothing held: how many full scans are fair.
-    empty_hellos: u64,
+    is_leader: bool,
+    held: Held,
+    dropped: Dropped,
+    epochs: Vec<u64>,
 }
 
 pub(crate) struct World {
     random: Random,
     scenario: Scenario,
-    clock: Arc<ManualClock>,
-    leader: LeaderNode,
-    followers: Vec<FollowerNode>,
-    histories: Vec<History>,
+    nodes: Vec<Node>,
+    histories: Histories,
+    backup: Option<Backup>,
     is_traced: bool,
     /// Load and faults have stopped.
     is_calm: bool,
     value: u64,
     connects: u64,
+    /// Links begun with nothing held, or nothing shared: how many full scans are fair.
+    empty_hellos: u64,
+    tally: Tally,
 }
 
 /// What a run did, to see that runs do something.
@@ -124,7 +119,11 @@ pub(crate) struct Tally {
     pub(crate) delta_scans_reconnect: u64,
     pub(crate) delta_scans_overflow: u64,
     pub(crate) records_sent: u64,
-    pub(crate) changes: u64,
+    pub(crate) promotions: u64,
+    pub(crate) restored: u64,
+    pub(crate) rewinds: u64,
+    pub(crate) writes_dropped: u64,
+    pub(crate) scans_resumed: u64,
 }
 
 impl Tally {
@@ -133,7 +132,20 @@ impl Tally {
         self.delta_scans_reconnect += other.delta_scans_reconnect;
         self.delta_scans_overflow += other.delta_scans_overflow;
         self.records_sent += other.records_sent;
-        self.changes += other.changes;
+        self.promotions += other.promotions;
+        self.restored += other.restored;
+        self.rewinds += other.rewinds;
+        self.writes_dropped += other.writes_dropped;
+        self.scans_resumed += other.scans_resumed;
+    }
+}
+
+/// Names of terms, from the seed.
+struct SeededChance(std::sync::Mutex<Random>);
+
+impl Chance for SeededChance {
+    fn next(&self) -> u64 {
+        self.0.lock().unwrap().next()
     }
 }
 
@@ -144,33 +156,36 @@ impl World {
         if is_traced {
             println!("{scenario:#?}");
         }
-        let clock = Arc::new(ManualClock::new(1_700_000_000_000));
         let store_id = Uuid::from_u128(u128::from(seed) + 1);
-        let open = || {
+        let chance: Arc<dyn Chance> =
+            Arc::new(SeededChance(std::sync::Mutex::new(Random::new(seed ^ 0x7E53))));
+        let mut histories = Histories::default();
+        let mut node = |number| {
+            let clock =
+                Arc::new(ManualClock::new(1_700_000_000_000 + random.below(scenario.skew_ms + 1) as u64));
             let options = StoreOptions {
                 store_id: Some(store_id),
                 clock: Arc::clone(&clock) as Arc<dyn Clock>,
+                chance: Arc::clone(&chance),
                 ..StoreOptions::memory(scenario.geometry, scenario.slots)
             };
-            Store::open(std::path::Path::new("memory"), options).expect("a store in memory")
+            let store = Store::open(std::path::Path::new("memory"), options).expect("a store in memory");
+            Node::new(number, store, clock)
         };
-        let leader = LeaderNode::new(open(), &scenario);
-        let followers = (0..scenario.follower_count)
-            .map(|number| FollowerNode::new(number, open(), scenario.geometry.shard_count))
-            .collect();
-        let mut histories: Vec<_> = leader.store.shards().map(History::new).collect();
-        histories.iter_mut().for_each(|history| history.attach(&leader.store));
+        let mut nodes: Vec<_> = (0..scenario.node_count).map(&mut node).collect();
+        nodes[0].lead(&mut histories, |_| {});
         Self {
             random,
             scenario,
-            clock,
-            leader,
-            followers,
+            nodes,
             histories,
+            backup: None,
             is_traced,
             is_calm: false,
             value: 0,
             connects: 0,
+            empty_hellos: 0,
+            tally: Tally::default(),
         }
     }
 
@@ -180,14 +195,7 @@ impl World {
         }
         self.converge();
         self.assert_equal();
-        let totals = &self.leader.links.totals;
-        Tally {
-            full_scans: totals.full_scans.load(Relaxed),
-            delta_scans_reconnect: totals.delta_scans_reconnect.load(Relaxed),
-            delta_scans_overflow: totals.delta_scans_overflow.load(Relaxed),
-            records_sent: totals.records_sent.load(Relaxed),
-            changes: self.leader.store.shards().map(|shard| self.leader.store.head(shard).0).sum(),
-        }
+        self.tally
     }
 
     fn trace(&self, what: impl FnOnce() -> String) {
@@ -196,20 +204,63 @@ impl World {
         }
     }
 
+    fn leaders(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|node| self.nodes[*node].is_leader()).collect()
+    }
+
+    fn a_leader(&mut self) -> usize {
+        let leaders = self.leaders();
+        *self.random.pick(&leaders)
+    }
+
+    /// A follower and one of its lanes, if there is a follower.
+    fn a_lane(&mut self) -> Option<(usize, usize)> {
+        let followers: Vec<_> = (0..self.nodes.len()).filter(|node| !self.nodes[*node].is_leader()).collect();
+        if followers.is_empty() {
+            return None;
+        }
+        let node = *self.random.pick(&followers);
+        Some((node, self.random.below(usize::from(self.scenario.geometry.shard_count))))
+    }
+
     // ---- the hand
 
     fn step(&mut self, step: usize) {
         if self.random.percent(self.scenario.fault_percent) {
+            if self.random.percent(self.scenario.role_percent) {
+                return self.change_roles(step);
+            }
             return self.fault(step);
         }
         if self.random.percent(self.scenario.write_percent) {
             return self.write();
         }
         match self.random.below(100) {
-            0..10 => self.connect_one(),
-            10..25 => self.turn_leader(),
-            25..45 => self.turn_follower(),
-            45..60 => self.deliver(),
+            0..10 => {
+                if let Some((node, lane)) = self.a_lane() {
+                    self.connect(node, lane);
+                }
+            }
+            10..25 => {
+                let node = self.a_leader();
+                let end_count = self.nodes[node].leading().map_or(0, |leading| leading.ends.len());
+                if end_count > 0 {
+                    let at = self.random.below(end_count);
+                    let budget = *self.random.pick(&[1, 100, 1_000_000]);
+                    self.leader_turn(node, at, budget);
+                }
+            }
+            25..45 => {
+                if let Some((node, lane)) = self.a_lane() {
+                    self.follower_turn(node, lane);
+                }
+            }
+            45..60 => {
+                let is_all = self.random.percent(50);
+                if let Some(connection) = self.a_connection() {
+                    connection.deliver(&mut self.random, is_all);
+                }
+            }
             60..62 => {
                 let ms = *self.random.pick(&[1, 10, 300, 1_000, 2_500]);
                 self.pass_time(ms);
@@ -219,20 +270,30 @@ impl World {
         }
     }
 
+    fn a_connection(&mut self) -> Option<Connection> {
+        let node = self.a_leader();
+        let leading = self.nodes[node].leading()?;
+        if leading.ends.is_empty() {
+            return None;
+        }
+        Some(leading.ends[self.random.below(leading.ends.len())].1.clone())
+    }
+
     fn write(&mut self) {
+        let node = self.a_leader();
         for _ in 0..self.random.between(1, 8) {
             let key = self.random.below(self.scenario.key_count) as u64;
-            let key = &key.to_be_bytes()[8 - self.random_key_len(key)..];
+            let key = &key_bytes(key);
             self.value += 1;
             let value_len = self.random.below(usize::from(self.scenario.geometry.value_size_max) + 1);
             let value = [self.value.to_le_bytes(); 5].concat();
             let value = &value[..value_len];
-            let store = &self.leader.store;
+            let Node { store, role, links, clock, .. } = &mut self.nodes[node];
             let result = match self.random.below(10) {
                 0..6 => store.put(key, value).map(|_| ()),
                 6 => {
                     let in_ms = *self.random.pick(&[1, 500, 100_000]);
-                    store.put_expiring(key, value, self.clock.unix_ms() + in_ms).map(|_| ())
+                    store.put_expiring(key, value, clock.unix_ms() + in_ms).map(|_| ())
                 }
                 7 | 8 => store.delete(key).map(|_| ()),
                 _ => {
@@ -242,95 +303,77 @@ impl World {
                 }
             };
             match result {
-                Ok(()) | Err(WriteError::Full { .. }) => {}
+                Ok(()) => {}
+                Err(WriteError::ReadOnly) => {
+                    assert!(links.superseded_by_epoch().is_some(), "a leader takes writes");
+                }
+                Err(WriteError::Full { .. }) => {}
                 Err(error) => panic!("write: {error}"),
             }
-            for history in &mut self.histories {
-                history.record(&self.leader.store);
+            if let Role::Leader(leading) = role {
+                leading.recorder.record(&mut self.histories, store);
             }
         }
     }
 
-    /// Keys of several lengths, each key always of the same.
-    fn random_key_len(&self, key: u64) -> usize {
-        1 + usize::try_from(key % 8).unwrap_or(0)
-    }
-
-    fn connect_one(&mut self) {
-        let follower = self.random.below(self.followers.len());
-        let lane = self.random.below(self.followers[follower].lanes.len());
-        self.connect(follower, lane);
-    }
-
-    fn connect(&mut self, follower: usize, lane: usize) {
-        let now = self.clock.now();
-        let node = &mut self.followers[follower];
-        if node.lanes[lane].end.is_some() {
+    fn connect(&mut self, node: usize, lane: usize) {
+        let Role::Follower { leader: target, lanes } = &self.nodes[node].role else { return };
+        let (target, shard) = (*target, lanes[lane].shard);
+        if lanes[lane].end.is_some() || target == node {
             return;
         }
-        let Some(seat) = self.leader.registry.pending_seat() else { return };
-        self.connects += 1;
         let noise_percent = if self.is_calm { 0 } else { self.scenario.noise_percent };
         let connection = Connection::new(self.scenario.network_bytes, noise_percent);
+        let shared = self.histories.shared(&self.nodes[node].store, &self.nodes[target].store, shard);
+        let leader_now = self.nodes[target].now();
+        let Some(leading) = self.nodes[target].leading() else { return };
+        let Some(seat) = leading.registry.pending_seat() else { return };
         let peer = ([127, 0, 0, 1], 1).into();
-        let leader_link = leader::Link::new(peer, seat, &self.scenario.leader, now);
-        self.leader.ends.push((leader_link, connection.clone()));
-        let lane = &mut node.lanes[lane];
-        lane.empty_hellos += u64::from(node.store.progress(lane.shard).seq == Seq::ZERO);
-        let env = follower::Env { store: &node.store, options: &node.options, links: &node.links, now };
-        let link = follower::Link::new(lane.shard, Arc::clone(&lane.cell), env);
-        lane.end = Some((link, connection));
-    }
-
-    fn turn_leader(&mut self) {
-        if !self.leader.ends.is_empty() {
-            let at = self.random.below(self.leader.ends.len());
-            let budget = *self.random.pick(&[1, 100, 1_000_000]);
-            self.leader_turn(at, budget);
-        }
-    }
-
-    fn turn_follower(&mut self) {
-        let follower = self.random.below(self.followers.len());
-        let lane = self.random.below(self.followers[follower].lanes.len());
-        self.follower_turn(follower, lane);
-    }
-
-    fn deliver(&mut self) {
-        if !self.leader.ends.is_empty() {
-            let at = self.random.below(self.leader.ends.len());
-            let is_all = self.random.percent(50);
-            self.leader.ends[at].1.deliver(&mut self.random, is_all);
-        }
+        let leader_link = leader::Link::new(peer, seat, &self.scenario.leader, leader_now);
+        leading.ends.push((leader_link, connection.clone()));
+        self.connects += 1;
+        let now = self.nodes[node].now();
+        let Node { store, options, links, role, .. } = &mut self.nodes[node];
+        let Role::Follower { lanes, .. } = role else { return };
+        self.empty_hellos += u64::from(store.progress(shard).seq.min(shared) == Seq::ZERO);
+        let env = follower::Env { store, options, links, now };
+        let link = follower::Link::new(shard, Arc::clone(&lanes[lane].cell), env);
+        (lanes[lane].end, lanes[lane].shared) = (Some((link, connection)), shared);
     }
 
     fn pass_time(&mut self, ms: usize) {
-        self.clock.advance(Duration::from_millis(ms as u64));
-        let now = self.clock.now();
-        let leader = &mut self.leader;
-        let env = leader::Env {
-            store: &leader.store,
-            options: &self.scenario.leader,
-            links: &leader.links,
-            registry: &leader.registry,
-            sleeper: &leader.sleeper,
-            now,
-        };
-        leader.ends.retain_mut(|(link, connection)| {
-            let is_alive = link.check_deadlines(env).is_ok();
-            if !is_alive {
-                connection.cut();
-            }
-            is_alive
-        });
-        for node in &mut self.followers {
-            let env = follower::Env { store: &node.store, options: &node.options, links: &node.links, now };
-            for lane in &mut node.lanes {
-                if let Some((link, connection)) = &mut lane.end
-                    && link.check_deadlines(env).is_err()
-                {
-                    connection.cut();
-                    lane.end = None;
+        for node in &mut self.nodes {
+            node.advance(Duration::from_millis(ms as u64));
+            let now = node.now();
+            let Node { store, options, links, role, .. } = node;
+            match role {
+                Role::Leader(leading) => {
+                    let env = leader::Env {
+                        store,
+                        options: &self.scenario.leader,
+                        links,
+                        registry: &leading.registry,
+                        sleeper: &leading.sleeper,
+                        now,
+                    };
+                    leading.ends.retain_mut(|(link, connection)| {
+                        let is_alive = link.check_deadlines(env).is_ok();
+                        if !is_alive {
+                            connection.cut();
+                        }
+                        is_alive
+                    });
+                }
+                Role::Follower { lanes, .. } => {
+                    let env = follower::Env { store, options, links, now };
+                    for lane in lanes {
+                        if let Some((link, connection)) = &mut lane.end
+                            && link.check_deadlines(env).is_err()
+                        {
+                            connection.cut();
+                            lane.end = None;
+                        }
+                    }
                 }
             }
         }
@@ -338,272 +381,375 @@ impl World {
 
     /// One follower's lane goes on for a while, with nothing else between.
     fn pump_one(&mut self) {
-        let follower = self.random.below(self.followers.len());
-        let lane = self.random.below(self.followers[follower].lanes.len());
-        self.connect(follower, lane);
+        let Some((node, lane)) = self.a_lane() else { return };
+        self.connect(node, lane);
         for _ in 0..self.random.between(1, 4) {
-            let Some((_, connection)) = &self.followers[follower].lanes[lane].end else { return };
+            let Role::Follower { leader, lanes } = &self.nodes[node].role else { return };
+            let (leader, Some((_, connection))) = (*leader, &lanes[lane].end) else { return };
             let connection = connection.clone();
             connection.deliver(&mut self.random, true);
-            if let Some(at) = self.leader.ends.iter().position(|(_, other)| other.is_same(&connection)) {
-                self.leader_turn(at, 1_000_000);
+            let ends = self.nodes[leader].leading().map(|leading| &leading.ends);
+            let at = ends.and_then(|ends| ends.iter().position(|(_, other)| other.is_same(&connection)));
+            if let Some(at) = at {
+                self.leader_turn(leader, at, 1_000_000);
             }
             connection.deliver(&mut self.random, true);
-            self.follower_turn(follower, lane);
+            self.follower_turn(node, lane);
+        }
+    }
+
+    fn deliver_all(&mut self) {
+        for node in &mut self.nodes {
+            if let Role::Leader(leading) = &mut node.role {
+                leading.ends.iter().for_each(|(_, connection)| connection.deliver(&mut self.random, true));
+            }
         }
     }
 
     /// Everybody has a turn, and everything is delivered.
     fn pump(&mut self) {
-        for at in 0..self.leader.ends.len() {
-            self.leader.ends[at].1.deliver(&mut self.random, true);
+        self.deliver_all();
+        for node in 0..self.nodes.len() {
+            let end_count = self.nodes[node].leading().map_or(0, |leading| leading.ends.len());
+            for at in (0..end_count).rev() {
+                self.leader_turn(node, at, 1_000_000);
+            }
         }
-        for at in (0..self.leader.ends.len()).rev() {
-            self.leader_turn(at, 1_000_000);
-        }
-        for at in 0..self.leader.ends.len() {
-            self.leader.ends[at].1.deliver(&mut self.random, true);
-        }
-        for follower in 0..self.followers.len() {
-            for lane in 0..self.followers[follower].lanes.len() {
-                self.follower_turn(follower, lane);
+        self.deliver_all();
+        for node in 0..self.nodes.len() {
+            for lane in 0..self.nodes[node].lanes().len() {
+                self.follower_turn(node, lane);
             }
         }
     }
 
     fn fault(&mut self, step: usize) {
-        let at =
-            if self.leader.ends.is_empty() { None } else { Some(self.random.below(self.leader.ends.len())) };
-        match (self.random.below(8), at) {
-            (0..3, Some(at)) => {
-                self.trace(|| format!("{step}: cut {:?}", self.leader.ends[at].0.shard()));
-                self.leader.ends[at].1.cut();
+        match self.random.below(8) {
+            0..3 => {
+                if let Some(connection) = self.a_connection() {
+                    self.trace(|| format!("{step}: cut a connection"));
+                    connection.cut();
+                }
             }
-            (3, Some(at)) => {
-                self.trace(|| format!("{step}: freeze {:?}", self.leader.ends[at].0.shard()));
-                self.leader.ends[at].1.freeze();
-            }
-            (4, _) => {
-                // The follower goes away and may come back before the leader notices.
-                let follower = self.random.below(self.followers.len());
-                let lane = self.random.below(self.followers[follower].lanes.len());
-                if let Some((_, connection)) = self.followers[follower].lanes[lane].end.take() {
-                    self.trace(|| format!("{step}: follower {follower} drops lane {lane} without a word"));
+            3 => {
+                if let Some(connection) = self.a_connection() {
+                    self.trace(|| format!("{step}: freeze a connection"));
                     connection.freeze();
                 }
             }
-            (5 | 6, _) => {
-                let follower = self.random.below(self.followers.len());
-                self.trace(|| format!("{step}: restart follower {follower}"));
-                self.restart_follower(follower);
+            4 => {
+                // The follower goes away and may come back before the leader notices.
+                if let Some((node, lane)) = self.a_lane()
+                    && let Some((_, connection)) = self.nodes[node].lanes()[lane].end.take()
+                {
+                    self.trace(|| format!("{step}: node {node} drops lane {lane} without a word"));
+                    connection.freeze();
+                }
             }
-            (7, _) => {
-                self.trace(|| format!("{step}: restart leader"));
-                self.restart_leader();
+            _ => {
+                let node = self.random.below(self.nodes.len());
+                self.trace(|| format!("{step}: restart node {node}"));
+                self.restart(node);
             }
-            _ => {}
         }
     }
 
-    fn restart_follower(&mut self, follower: usize) {
-        let node = self.followers.remove(follower);
-        let node = node.restart();
-        for lane in &node.lanes {
-            let found = node.store.progress(lane.shard).seq;
-            assert_eq!(found, lane.watermark, "{}: watermark after a restart", node.name);
+    fn restart(&mut self, node: usize) {
+        let node = &mut self.nodes[node];
+        node.restart(&mut self.histories);
+        let Node { store, role, name, .. } = node;
+        if let Role::Follower { lanes, .. } = role {
+            for lane in lanes {
+                let found = store.progress(lane.shard).seq;
+                assert_eq!(found, lane.watermark, "{name}: watermark after a restart");
+            }
         }
-        self.followers.insert(follower, node);
     }
 
-    fn restart_leader(&mut self) {
-        let open =
-            || Store::open(std::path::Path::new("memory"), StoreOptions::memory(self.scenario.geometry, 1));
-        let spare = LeaderNode::new(open().expect("a store in memory"), &self.scenario);
-        let old = std::mem::replace(&mut self.leader, spare);
-        for (_, connection) in &old.ends {
-            connection.cut();
+    // ---- roles
+
+    fn change_roles(&mut self, step: usize) {
+        match self.random.below(8) {
+            0..3 => {
+                let node = self.random.below(self.nodes.len());
+                if !self.nodes[node].is_leader() && self.nodes[node].store.check_promote().is_ok() {
+                    self.trace(|| format!("{step}: promote node {node}"));
+                    self.nodes[node].store.check().unwrap_or_else(|error| panic!("node {node}: {error}"));
+                    self.nodes[node].lead(&mut self.histories, |store| store.promote().unwrap());
+                    self.tally.promotions += 1;
+                }
+            }
+            3 => {
+                let (node, leader) = (self.a_leader(), self.a_leader());
+                if node != leader {
+                    self.trace(|| format!("{step}: leader {node} follows {leader}"));
+                    self.nodes[node].follow(leader);
+                }
+            }
+            4 | 5 => {
+                if let Some((node, _)) = self.a_lane() {
+                    let leader = self.a_leader();
+                    self.trace(|| format!("{step}: node {node} follows {leader}"));
+                    self.nodes[node].follow(leader);
+                }
+            }
+            6 => {
+                let number = self.random.below(self.nodes.len());
+                self.trace(|| format!("{step}: copy node {number}"));
+                let node = &self.nodes[number];
+                self.backup = Some(Backup {
+                    node: number,
+                    is_leader: node.is_leader(),
+                    held: Recorder::before(&self.histories, &node.store),
+                    store: node.store.copy_in_memory().expect("a copy"),
+                    dropped: node.dropped.clone(),
+                    epochs: node.epochs.clone(),
+                });
+            }
+            _ => self.restore(step),
         }
-        drop(old.ends);
-        let store = old.store.reopen_in_memory().expect("a leader opens again");
-        // The totals go on, so that a run's figures are the whole run's.
-        self.leader = LeaderNode { links: old.links, ..LeaderNode::new(store, &self.scenario) };
-        for history in &mut self.histories {
-            history.attach(&self.leader.store);
+    }
+
+    /// A node starts again with an older copy of its directory.
+    fn restore(&mut self, step: usize) {
+        let Some(backup) = &self.backup else { return };
+        let node = &mut self.nodes[backup.node];
+        if node.is_leader() != backup.is_leader {
+            return;
         }
+        let copy = backup.store.copy_in_memory().expect("a copy");
+        node.cut();
+        (node.dropped, node.epochs) = (backup.dropped.clone(), backup.epochs.clone());
+        let leader = match node.role {
+            Role::Leader(_) => None,
+            Role::Follower { leader, .. } => Some(leader),
+        };
+        match leader {
+            None => {
+                node.lead_from(&mut self.histories, backup.held.clone(), |store| *store = copy);
+            }
+            Some(leader) => {
+                node.store = copy;
+                node.follow(leader);
+            }
+        }
+        let number = backup.node;
+        self.tally.restored += 1;
+        self.trace(|| format!("{step}: restore node {number} from its copy"));
     }
 
     // ---- turns
 
-    fn leader_turn(&mut self, at: usize, budget: usize) {
-        let scenario_is_noisy = self.scenario.noise_percent > 0;
-        let now = self.clock.now();
-        let Self { leader, random, scenario, .. } = self;
+    fn leader_turn(&mut self, node: usize, at: usize, budget: usize) {
+        let is_noisy = self.scenario.noise_percent > 0;
+        let now = self.nodes[node].now();
+        let Self { nodes, random, scenario, .. } = self;
+        let Node { store, links, role, .. } = &mut nodes[node];
+        let Role::Leader(leading) = role else { return };
         let env = leader::Env {
-            store: &leader.store,
+            store,
             options: &scenario.leader,
-            links: &leader.links,
-            registry: &leader.registry,
-            sleeper: &leader.sleeper,
+            links,
+            registry: &leading.registry,
+            sleeper: &leading.sleeper,
             now,
         };
-        let (link, connection) = &mut leader.ends[at];
+        let (link, connection) = &mut leading.ends[at];
         let received = link.receive(&mut connection.end(true, random), env).map(|_| ());
         let result = received.and_then(|()| link.send(&mut connection.end(true, random), budget, env));
         if let Some(since) = link.scan_since() {
             assert_eq!(Some(since), link.seq_sent(), "a scan begins at the last seq sent in order");
         }
         if let Err(error) = result {
-            self.trace(|| format!("leader: shard {:?}: {error}", self.leader.ends[at].0.shard()));
-            assert!(!error.is_protocol() || scenario_is_noisy, "leader: {error}");
-            assert!(
-                !matches!(error, leader::LinkError::Refused(_) | leader::LinkError::Slot { .. }),
-                "{error}"
-            );
-            let (_, connection) = self.leader.ends.remove(at);
-            connection.cut();
+            leading.ends.remove(at).1.cut();
+            self.trace(|| format!("leader {node}: {error}"));
+            let is_fair = match &error {
+                leader::LinkError::Refused(refuse) => {
+                    matches!(refuse.code, RefuseCode::OldEpoch | RefuseCode::NotLeader)
+                }
+                leader::LinkError::Slot { .. } => false,
+                error => is_noisy || !error.is_protocol(),
+            };
+            assert!(is_fair, "leader {node}: {error}");
         }
     }
 
-    fn follower_turn(&mut self, follower: usize, lane: usize) {
-        let scenario_is_noisy = self.scenario.noise_percent > 0;
-        let now = self.clock.now();
-        let Self { followers, random, histories, .. } = self;
-        let node = &mut followers[follower];
-        let lane = &mut node.lanes[lane];
+    fn follower_turn(&mut self, number: usize, lane: usize) {
+        let is_noisy = self.scenario.noise_percent > 0;
+        let node = &mut self.nodes[number];
+        let (now, shard) = (node.now(), ShardIndex(u16::try_from(lane).unwrap()));
+        let is_greeted = node.lanes()[lane].cell.phase() == Phase::Handshake;
+        let before = if is_greeted { node.slots(shard) } else { Vec::new() };
+        let noted_before = node.noted_fork(shard);
+        let Node { store, options, links, role, name, .. } = node;
+        let Role::Follower { lanes, .. } = role else { return };
+        let lane = &mut lanes[lane];
         let Some((link, connection)) = &mut lane.end else { return };
-        let env = follower::Env { store: &node.store, options: &node.options, links: &node.links, now };
-        let applied_before = node.links.totals.records_applied.load(Relaxed);
-        let received = link.receive(&mut connection.end(false, random), env).map(|_| ());
-        let result = received.and_then(|()| link.send(&mut connection.end(false, random), env));
+        let env = follower::Env { store, options, links, now };
+        let applied_before = links.totals.records_applied.load(Relaxed);
+        let received = link.receive(&mut connection.end(false, &mut self.random), env).map(|_| ());
+        let result = received.and_then(|()| link.send(&mut connection.end(false, &mut self.random), env));
         let (watermark, is_streaming) = (link.watermark(), link.is_streaming());
         if let Err(error) = &result {
-            let is_fair = scenario_is_noisy || !error.is_protocol();
-            assert!(is_fair && !error.is_refusal(), "{}: shard {}: {error}", node.name, lane.shard);
+            let is_fair = match error {
+                follower::LinkError::Refused(refuse) => {
+                    matches!(refuse.code, RefuseCode::OldEpoch | RefuseCode::NotLeader)
+                }
+                follower::LinkError::OldEpoch { .. } => true,
+                error => !error.is_refusal() && (is_noisy || !error.is_protocol()),
+            };
+            assert!(is_fair, "{name}: shard {shard}: {error}");
             connection.cut();
             lane.end = None;
         }
-        let progress = node.store.progress(lane.shard);
-        assert_eq!(progress.seq, watermark, "{}: the store keeps the link's watermark", node.name);
-        assert!(watermark >= lane.watermark, "{}: watermark goes back to {watermark}", node.name);
-        assert!(!is_streaming || progress.is_consistent(), "{}: streaming inside a scan", node.name);
-        if node.links.totals.records_applied.load(Relaxed) > applied_before {
-            lane.mirror.assert_no_slot_goes_back(&node.store, lane.shard, &node.name);
-        }
+        let progress = store.progress(shard);
+        assert_eq!(progress.seq, watermark, "{name}: the store keeps the link's watermark");
+        assert!(watermark >= lane.watermark || is_greeted, "{name}: watermark goes back to {watermark}");
+        assert!(!is_streaming || progress.is_consistent(), "{name}: streaming inside a scan");
         let has_moved = watermark > lane.watermark;
         lane.watermark = watermark;
+        if self.is_traced && (is_greeted || result.is_err()) {
+            println!("{name} shard {shard}: {progress:?} {:?}", result.as_ref().err());
+        }
+        if matches!(progress.step, slotstream::store::Step::Rewind { .. }) {
+            lane.mirror.forget_slots();
+        } else if links.totals.records_applied.load(Relaxed) > applied_before {
+            lane.mirror.assert_no_slot_goes_back(store, shard, name);
+        }
         if progress.is_consistent() && (has_moved || result.is_err()) {
-            let history = &histories[usize::from(lane.shard.0)];
-            lane.mirror.assert_prefix(history, &node.store, watermark, &node.name);
+            lane.mirror.assert_prefix(&self.histories, store, shard, watermark, name);
+        }
+        node.assert_epochs_rise();
+        if is_greeted && let Some(fork) = node.noted_fork(shard).filter(|fork| Some(*fork) != noted_before) {
+            self.note_dropped(number, shard, fork, noted_before.unwrap_or(Seq::MAX), &before);
+        }
+    }
+
+    /// What a rewind that has just begun drops: all that its leader does not share, and nothing else.
+    fn note_dropped(
+        &mut self,
+        number: usize,
+        shard: ShardIndex,
+        fork: Seq,
+        noted: Seq,
+        before: &[(u32, Seq)],
+    ) {
+        let node = &mut self.nodes[number];
+        let shared = node.lanes()[usize::from(shard.0)].shared;
+        assert_eq!(fork, shared, "{}: fork of shard {shard}, and what is shared", node.name);
+        for (slot, seq) in before.iter().filter(|(_, seq)| *seq > fork && *seq <= noted) {
+            *node.dropped.entry((shard.0, *slot, seq.0)).or_default() += 1;
         }
     }
 
     // ---- the end
 
-    fn is_converged(&self) -> bool {
-        let is_there = |node: &FollowerNode, lane: &Lane| {
-            let head = self.leader.store.head(lane.shard);
-            let progress = node.store.progress(lane.shard);
-            progress.seq == head
-                && progress.is_consistent()
-                && lane.cell.phase() == Phase::Stream
-                && self.leader.links.acked(lane.shard, head) == self.followers.len()
+    /// One leads all others, in an epoch that nobody has seen a newer one than.
+    fn agree_on_a_leader(&mut self) -> usize {
+        let epoch_of = |node: &Node| {
+            node.store.shards().map(|shard| node.store.epoch_seen(shard)).max().unwrap_or_default()
         };
-        self.followers.iter().all(|node| node.lanes.iter().all(|lane| is_there(node, lane)))
+        let epoch = self.nodes.iter().map(epoch_of).max().unwrap_or_default();
+        let leaders = self.leaders();
+        let leader = leaders.into_iter().max_by_key(|node| epoch_of(&self.nodes[*node])).unwrap();
+        let store = &self.nodes[leader].store;
+        let is_behind = store.shards().any(|shard| store.epoch_seen(shard) < epoch);
+        if is_behind || store.is_read_only() {
+            self.nodes[leader].lead(&mut self.histories, |store| store.lead_past(epoch));
+        }
+        for node in (0..self.nodes.len()).filter(|node| *node != leader) {
+            let is_there =
+                matches!(self.nodes[node].role, Role::Follower { leader: target, .. } if target == leader);
+            if !is_there {
+                self.nodes[node].follow(leader);
+            }
+        }
+        leader
+    }
+
+    fn is_converged(&self, leader: usize) -> bool {
+        let Node { store, links, .. } = &self.nodes[leader];
+        self.nodes.iter().all(|node| match &node.role {
+            Role::Leader(_) => true,
+            Role::Follower { lanes, .. } => lanes.iter().all(|lane| {
+                let head = store.head(lane.shard);
+                let progress = node.store.progress(lane.shard);
+                progress.seq == head
+                    && progress.is_consistent()
+                    && lane.cell.phase() == Phase::Stream
+                    && links.acked(lane.shard, head) == self.nodes.len() - 1
+            }),
+        })
     }
 
     fn converge(&mut self) {
         self.is_calm = true;
-        self.leader.ends.iter().for_each(|(_, connection)| connection.be_quiet());
+        let leader = self.agree_on_a_leader();
+        self.trace(|| format!("node {leader} leads all"));
+        if let Some(leading) = self.nodes[leader].leading() {
+            leading.ends.iter().for_each(|(_, connection)| connection.be_quiet());
+        }
         for _ in 0..ROUNDS_TO_CONVERGE_MAX {
-            if self.is_converged() {
+            if self.is_converged(leader) {
                 return;
             }
-            for follower in 0..self.followers.len() {
-                for lane in 0..self.followers[follower].lanes.len() {
-                    self.connect(follower, lane);
+            for node in 0..self.nodes.len() {
+                for lane in 0..self.nodes[node].lanes().len() {
+                    self.connect(node, lane);
                 }
             }
             self.pump();
             self.pass_time(20);
         }
-        for node in &self.followers {
-            for lane in &node.lanes {
-                println!(
-                    "{} shard {}: {:?} {:?}, head {}, acked by {}",
-                    node.name,
-                    lane.shard,
-                    node.store.progress(lane.shard),
-                    lane.cell.phase(),
-                    self.leader.store.head(lane.shard),
-                    self.leader.links.acked(lane.shard, self.leader.store.head(lane.shard)),
-                );
+        for node in &self.nodes {
+            for shard in node.store.shards() {
+                let (progress, lineage) = (node.store.progress(shard), node.store.lineage(shard));
+                println!("{} shard {shard}: {progress:?} {lineage:?} {}", node.name, node.store.head(shard));
             }
         }
         panic!("no convergence within {ROUNDS_TO_CONVERGE_MAX} rounds");
     }
 
     fn assert_equal(&mut self) {
-        self.leader.store.check().unwrap_or_else(|error| panic!("leader: {error}"));
-        let now: Now = self.clock.now();
-        let mut empty_hellos = 0;
-        for node in &mut self.followers {
+        let leader = self.leaders()[0];
+        let heads: Vec<_> = {
+            let store = &self.nodes[leader].store;
+            store.shards().map(|shard| store.head(shard)).collect()
+        };
+        for node in &mut self.nodes {
             node.store.check().unwrap_or_else(|error| panic!("{}: {error}", node.name));
-            for lane in &mut node.lanes {
-                let history = &self.histories[usize::from(lane.shard.0)];
-                let head = self.leader.store.head(lane.shard);
-                lane.mirror.assert_prefix(history, &node.store, head, &node.name);
-                Mirror::default().assert_prefix(history, &self.leader.store, head, "leader");
-                empty_hellos += lane.empty_hellos;
+            node.assert_reports();
+            for (shard, head) in node.store.shards().zip(&heads) {
+                let name = node.name.clone();
+                assert_eq!(node.store.head(shard), *head, "{name}: head of shard {shard}");
+                Mirror::default().assert_prefix(&self.histories, &node.store, shard, *head, &name);
             }
-            for key in 0..self.scenario.key_count as u64 {
-                let key = &key.to_be_bytes()[8 - (1 + usize::try_from(key % 8).unwrap())..];
-                let (wanted, found) = (self.leader.store.get(key).unwrap(), node.store.get(key).unwrap());
-                assert_eq!(found, wanted, "{}: key {key:?} at {now:?}", node.name);
+            let totals = &node.links.totals;
+            self.tally.full_scans += totals.full_scans.load(Relaxed);
+            self.tally.delta_scans_reconnect += totals.delta_scans_reconnect.load(Relaxed);
+            self.tally.delta_scans_overflow += totals.delta_scans_overflow.load(Relaxed);
+            self.tally.records_sent += totals.records_sent.load(Relaxed);
+            self.tally.scans_resumed += totals.scans_resumed.load(Relaxed);
+            self.tally.rewinds += totals.rewinds.load(Relaxed);
+            self.tally.writes_dropped += totals.writes_dropped.load(Relaxed);
+        }
+        if self.scenario.skew_ms == 0 {
+            for key in (0..self.scenario.key_count as u64).map(key_bytes) {
+                let wanted = self.nodes[leader].store.get(&key).unwrap();
+                for node in &self.nodes {
+                    assert_eq!(node.store.get(&key).unwrap(), wanted, "{}: key {key:?}", node.name);
+                }
             }
         }
-        let totals = &self.leader.links.totals;
-        let scans = totals.full_scans.load(Relaxed) + totals.delta_scans_reconnect.load(Relaxed);
+        let Tally { full_scans, delta_scans_reconnect, .. } = self.tally;
+        let scans = full_scans + delta_scans_reconnect;
         assert!(scans <= self.connects, "{scans} scans begun by {} connections", self.connects);
-        let full_scans = self.leader.links.totals.full_scans.load(Relaxed);
+        let empty_hellos = self.empty_hellos;
         assert!(full_scans <= empty_hellos, "{full_scans} full scans for {empty_hellos} empty followers");
     }
 }
 
-impl LeaderNode {
-    fn new(store: Store, scenario: &Scenario) -> Self {
-        let registry = leader::Registry::new(scenario.geometry.shard_count, 1000, 1000);
-        Self { store, links: Links::new(), registry, sleeper: Sleeper::new(|| {}), ends: Vec::new() }
-    }
-}
-
-impl FollowerNode {
-    fn new(number: usize, store: Store, shard_count: u16) -> Self {
-        store.set_read_only(true);
-        let options = follower::Options {
-            follower_id: Uuid::from_u128(number as u128 + 1),
-            receive_buffer_bytes: 72 * 1024,
-            ..follower::Options::default()
-        };
-        let lane = |shard| Lane {
-            shard: ShardIndex(shard),
-            end: None,
-            cell: LinkCell::new(options.follower_id, ([127, 0, 0, 1], 2).into(), 0, shard),
-            mirror: Mirror::default(),
-            watermark: Seq::ZERO,
-            empty_hellos: 0,
-        };
-        let lanes = (0..shard_count).map(lane).collect();
-        Self { name: format!("follower {number}"), store, links: Links::new(), options, lanes }
-    }
-
-    fn restart(mut self) -> Self {
-        for lane in &mut self.lanes {
-            if let Some((_, connection)) = lane.end.take() {
-                connection.cut();
-            }
-        }
-        self.store = self.store.reopen_in_memory().expect("a follower opens again");
-        self.store.set_read_only(true);
-        self
-    }
+/// Keys of several lengths, each key always of the same.
+fn key_bytes(key: u64) -> Vec<u8> {
+    key.to_be_bytes()[7 - usize::try_from(key % 8).unwrap_or(0)..].to_vec()
 }

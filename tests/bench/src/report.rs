@@ -36,6 +36,8 @@ pub enum Unit {
     Seconds,
     /// Bytes.
     Bytes,
+    /// How many.
+    Count,
 }
 
 impl Unit {
@@ -51,6 +53,7 @@ impl Unit {
             Self::Factor => format!("{figure:.2}x"),
             Self::Seconds if figure < 1.0 => format!("{:.0} ms", figure * 1e3),
             Self::Seconds => format!("{figure:.2} s"),
+            Self::Count => format!("{figure:.0}"),
             Self::Bytes => format!("{:.1} MB", figure / 1e6),
         }
     }
@@ -102,7 +105,7 @@ struct Row {
 impl Row {
     fn figures(&self) -> (Option<f64>, Option<f64>, Option<f64>) {
         let (ours, peer) = (median(&self.ours), median(&self.peer));
-        let ratio = ours.zip(peer).map(|(ours, peer)| ours / peer);
+        let ratio = ours.zip(peer).map(|(ours, peer)| ours / peer).filter(|ratio| ratio.is_finite());
         (ours, peer, ratio)
     }
 

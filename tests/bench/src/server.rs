@@ -62,6 +62,7 @@ impl Launcher {
             Side::Ours => self.start("follower", |command, folder, ports| {
                 command.arg("follower").arg("--data-dir").arg(folder);
                 command.args(["--leader", &leader.replication.to_string()]);
+                command.args(["--replication-listen", &ports[1].to_string()]);
                 command.args(["--listen", &ports[0].to_string(), "--http-listen", &ports[2].to_string()]);
             })?,
             Side::Peer => self.start("redis-replica", |command, folder, ports| {

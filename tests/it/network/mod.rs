@@ -45,6 +45,13 @@ fn relay_cuts_at_every_byte() {
     Stage::relayed(setting).play(Moment::Stream, Sweeping);
 }
 
+/// No connection lives long enough for a third of a first scan.
+#[test]
+fn relay_ends_every_connection_within_the_first_scan() {
+    let cut = Bad(|rules| rules.cut = Some((700 << 10, Cut::Reset)), |stage| stage.has_phase("stream"));
+    Stage::relayed(Setting { pause: ms(20), ..Setting::USUAL }).play(Moment::FirstScan, cut);
+}
+
 use Cause::{Bad, Cutting, CuttingAtHz, Flapping, Lasting, Nothing, Sweeping};
 
 scenarios! { wires:
@@ -83,10 +90,12 @@ scenarios! { relay:
     relay_flaps_at_3_hz_in_the_first_scan: FirstScan, CuttingAtHz(3);
     relay_delays_by_50_ms: FirstScan, Bad(|rules| rules.delay = ms(50), Stage::has_overflowed);
     relay_delays_by_200_ms: Stream, Bad(|rules| rules.delay = ms(200), |stage| stage.has_streamed(100));
-    relay_carries_64_kib_a_second: Stream, Bad(|rules| rules.rate = Some(64 << 10), Stage::has_overflowed);
+    relay_carries_64_kib_a_second: Stream, Bad(|rules| rules.rate = Some(64 << 10), |stage| stage.lags_by(20_000));
     relay_loses_and_repeats: FirstScan,
         Bad(|rules| rules.stall = Some((64 << 10, ms(200))), Stage::has_overflowed);
     relay_is_there_while_the_follower_restarts: FollowerRestarts, Nothing;
+    relay_is_there_while_the_follower_restarts_in_its_first_scan: FollowerRestartsInScan, Nothing;
+    relay_is_there_while_the_leader_restarts_in_a_first_scan: LeaderRestartsInScan, Nothing;
     relay_is_slow_while_the_leader_restarts: LeaderRestarts,
-        Bad(|rules| rules.rate = Some(64 << 10), |stage| stage.count_in("scan") > 0);
+        Bad(|rules| rules.rate = Some(64 << 10), |stage| stage.lags_by(5_000));
 }

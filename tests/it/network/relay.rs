@@ -19,7 +19,7 @@ use slotstream::wire::frame::{FLAG_SCAN, FrameHeader, HEADER_SIZE, Kind, PAYLOAD
 /// How soon a pump that has nothing to do sees that its connection was cut.
 const TICK: Duration = Duration::from_millis(10);
 /// Frames between a reader and its writer.
-const QUEUE_FRAMES: usize = 32;
+const QUEUE_FRAMES: usize = 4;
 
 /// Which way a frame goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

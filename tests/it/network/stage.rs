@@ -41,6 +41,10 @@ pub(crate) enum Moment {
     FollowerRestarts,
     /// The leader was killed, and starts while the fault lasts.
     LeaderRestarts,
+    /// The follower was killed in its first scan.
+    FollowerRestartsInScan,
+    /// The leader was killed in its follower's first scan.
+    LeaderRestartsInScan,
 }
 
 /// What is done to a link.
@@ -167,7 +171,9 @@ impl Stage {
     /// Brings everything to the moment.
     fn reach(&mut self, moment: Moment) {
         match moment {
-            Moment::FirstScan => self.reach_on_the_way(Which::ScanBatch(4), "scan"),
+            Moment::FirstScan | Moment::FollowerRestartsInScan | Moment::LeaderRestartsInScan => {
+                self.reach_on_the_way(Which::ScanBatch(4), "scan")
+            }
             Moment::AckStall => self.reach_on_the_way(Which::Acks, "scan"),
             Moment::ScanEnd => self.reach_on_the_way(Which::ScanDone, "catch_up"),
             Moment::Seam => self.reach_on_the_way(Which::BehindScanDone, "catch_up"),
@@ -193,11 +199,12 @@ impl Stage {
             Link::Relay(relay) => wait_until("the link holds a frame of every shard", PATIENCE, || {
                 relay.seen().held.load(Relaxed) >= self.setting.shards.into() && self.has_phase(phase)
             }),
+            Link::Net(_) if phase == "scan" => {
+                wait_until("every shard has taken a part of its scan", PATIENCE, || self.has_scanned());
+            }
             // Shards of a slow network do not come to it together.
             Link::Net(_) => wait_until(phase, PATIENCE, || self.count_in(phase) > 0),
         }
-        // The scan that broke begins again.
-        self.full_scans_max = f64::INFINITY;
     }
 
     /// Whether a ring of the leader was full, and the scan that answers it has begun.
@@ -206,6 +213,20 @@ impl Stage {
         metrics.lines().any(|line| {
             line.starts_with("slotstream_delta_scans_total{reason=\"overflow\"}") && !line.ends_with(" 0")
         })
+    }
+
+    /// Whether the follower has taken slots of a scan in every shard.
+    fn has_scanned(&self) -> bool {
+        let status = self.follower.as_ref().expect("the follower was started").status();
+        let shards = status["shards"].as_array().expect("shards");
+        shards.iter().all(|shard| shard["scan"]["slots"].as_u64() > Some(1_000))
+    }
+
+    /// Whether the follower lacks so many changes that were sent.
+    pub(crate) fn lags_by(&self, records: u64) -> bool {
+        let status = self.leader.status();
+        let links = status["links"].as_array().expect("links");
+        links.iter().any(|link| link["lag_records"].as_u64() >= Some(records))
     }
 
     /// Whether the relay has carried so many batches of the stream.
@@ -219,7 +240,7 @@ impl Stage {
     }
 
     /// The leader's links in this phase that have carried something.
-    pub(crate) fn count_in(&self, phase: &str) -> usize {
+    fn count_in(&self, phase: &str) -> usize {
         let status = self.leader.status();
         let links = status["links"].as_array().expect("links");
         links.iter().filter(|link| link["phase"] == phase && link["bytes"] != 0).count()
@@ -230,19 +251,19 @@ impl Stage {
     }
 
     fn hurt(&mut self, moment: Moment, cause: Cause) {
-        if moment == Moment::FollowerRestarts {
+        if matches!(moment, Moment::FollowerRestarts | Moment::FollowerRestartsInScan) {
             self.follower().kill();
         }
         self.begin(cause);
         match moment {
-            Moment::FollowerRestarts => self.restart_follower(),
-            Moment::LeaderRestarts => {
+            Moment::FollowerRestarts | Moment::FollowerRestartsInScan => self.restart_follower(),
+            Moment::LeaderRestarts | Moment::LeaderRestartsInScan => {
                 self.leader.kill();
                 self.leader.restart();
                 self.memory = self.leader.resident_bytes();
-                // Whoever was in sync with the one before is owed a delta.
+                // Whoever was served by the one before is owed a delta, or what is left of the scan.
                 self.full_scans_max = 0.0;
-                self.losses_max += 2;
+                self.losses_max += 8;
                 let follower = self.follower.as_ref().expect("the follower was started");
                 wait_until("the follower has missed its leader", PATIENCE, || {
                     follower.metric("slotstream_reconnects_total") > 0.0
@@ -270,7 +291,7 @@ impl Stage {
     fn begin(&mut self, cause: Cause) {
         let port = self.replication_port();
         match (&self.link, cause) {
-            (_, Cause::Nothing) => {}
+            (Link::Relay(relay), Cause::Nothing) => relay.set(|rules| rules.hold = None),
             (Link::Net(net), Cause::Lasting(fault)) => {
                 net.lay(0, fault, port);
                 self.losses_max += 8;
@@ -292,10 +313,14 @@ impl Stage {
                 });
                 self.losses_max += 8 * hz;
             }
-            (Link::Relay(relay), Cause::Bad(change, _)) => relay.set(|rules| {
-                rules.hold = None;
-                change(rules);
-            }),
+            (Link::Relay(relay), Cause::Bad(change, _)) => {
+                relay.set(|rules| {
+                    rules.hold = None;
+                    change(rules);
+                    // Some seconds of it: pauses grow, so there are not many.
+                    self.losses_max += if rules.cut.is_some() { 16 } else { 0 };
+                });
+            }
             (Link::Relay(relay), Cause::Sweeping) => {
                 relay.set(|rules| rules.sweep = true);
                 relay.cut(Cut::Reset);

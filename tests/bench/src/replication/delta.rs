@@ -25,7 +25,7 @@ pub(super) fn declare(report: &mut Report) {
     report.row(DELTA, REDIS, Unit::Seconds, &[]);
     report.row(SHARE, REDIS, Unit::Core, &[Target::AtMost(0.05)]);
     report.row(BYTES, REDIS, Unit::Factor, &[Target::AtMost(1.2)]);
-    report.row(FULL_SYNCS, REDIS, Unit::Factor, &[Target::AtMost(0.0)]);
+    report.row(FULL_SYNCS, REDIS, Unit::Count, &[Target::AtMost(0.0)]);
 }
 
 pub(super) fn measure(report: &mut Report, stage: &Stage<'_>, leader: &Process) -> Result<()> {

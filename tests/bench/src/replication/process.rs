@@ -38,10 +38,12 @@ pub struct Process {
 impl Process {
     /// Starts a leader on `folder`; `more` are options of ours.
     pub fn leader(binary: &Path, side: Side, folder: &Path, more: &[&str]) -> Result<Self> {
-        Self::start(binary, side, folder, |command, ports| match side {
+        Self::start(binary, side, folder, |command| match side {
             Side::Ours => {
-                command.arg("leader").args(["--replication-listen", &ports[1].to_string()]);
-                command.args(["--shard-count", "4", "--key-size", "16", "--value-size", "64"]).args(more);
+                command
+                    .arg("leader")
+                    .args(["--shard-count", "4", "--key-size", "16", "--value-size", "64"])
+                    .args(more);
             }
             Side::Peer => {}
         })
@@ -49,7 +51,7 @@ impl Process {
 
     /// Starts a follower of `leader` on `folder`.
     pub fn follower(binary: &Path, folder: &Path, leader: &Self) -> Result<Self> {
-        Self::start(binary, leader.side, folder, |command, _| match leader.side {
+        Self::start(binary, leader.side, folder, |command| match leader.side {
             Side::Ours => {
                 command.arg("follower").args(["--leader", &leader.replication.to_string()]);
             }
@@ -59,12 +61,7 @@ impl Process {
         })
     }
 
-    fn start(
-        binary: &Path,
-        side: Side,
-        folder: &Path,
-        role: impl FnOnce(&mut Command, &[SocketAddr; 3]),
-    ) -> Result<Self> {
+    fn start(binary: &Path, side: Side, folder: &Path, role: impl FnOnce(&mut Command)) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
         let ports = free_ports()?;
         let log_path = folder.with_extension("log");
@@ -72,15 +69,21 @@ impl Process {
         let mut command = Command::new(if side == Side::Ours { binary } else { Path::new("redis-server") });
         match side {
             Side::Ours => {
-                role(&mut command, &ports);
+                role(&mut command);
                 command.arg("--data-dir").arg(folder);
-                command.args(["--listen", &ports[0].to_string(), "--http-listen", &ports[2].to_string()]);
+                command.args([
+                    "--listen",
+                    &ports[0].to_string(),
+                    "--replication-listen",
+                    &ports[1].to_string(),
+                ]);
+                command.args(["--http-listen", &ports[2].to_string()]);
             }
             Side::Peer => {
                 command
                     .args(["--bind", "127.0.0.1", "--port", &ports[0].port().to_string(), "--dir"])
                     .arg(folder);
-                role(&mut command, &ports);
+                role(&mut command);
             }
         }
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
