@@ -19,7 +19,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 pub use link::{Env, Link, LinkError};
-pub use pool::Follower;
+pub use pool::{Follower, NotHeld};
 pub use probe::{LeaderInfo, ProbeError, probe};
 
 use crate::slot::ShardIndex;

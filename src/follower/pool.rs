@@ -13,9 +13,9 @@ use mio::{Events, Poll, Token, Waker};
 
 use crate::clock::Now;
 use crate::links::Links;
-use crate::slot::ShardIndex;
+use crate::slot::{Seq, ShardIndex};
 use crate::stop::Stop;
-use crate::store::Store;
+use crate::store::{Position, Store};
 
 use super::Options;
 use super::lane::Lane;
@@ -27,6 +27,8 @@ const TOKEN_WAKER: Token = Token(usize::MAX);
 /// A follower that follows until it is stopped.
 #[derive(Debug)]
 pub struct Follower {
+    store: Arc<Store>,
+    links: Arc<Links>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -65,7 +67,31 @@ impl Follower {
             let builder = std::thread::Builder::new().name(format!("repl-recv-{index}"));
             threads.push(builder.spawn(move || worker.run())?);
         }
-        Ok(Self { threads })
+        Ok(Self { store, links, threads })
+    }
+
+    /// Blocks until this follower holds a change that the leader made in this epoch under this seq, so that
+    /// whoever made it can read it here.
+    ///
+    /// ```no_run
+    /// # fn read(leader: &slotstream::Store, copy: &slotstream::Store, follower: &slotstream::follower::Follower)
+    /// # -> Result<(), Box<dyn std::error::Error>> {
+    /// let shard = leader.shard_of(b"hello");
+    /// let (seq, epoch) = (leader.put(b"hello", b"world")?, leader.stats(shard).epoch);
+    /// follower.wait(shard, epoch, seq, std::time::Duration::from_millis(100))?;
+    /// assert_eq!(copy.get(b"hello")?, Some(b"world".to_vec()));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn wait(&self, shard: ShardIndex, epoch: u64, seq: Seq, timeout: Duration) -> Result<(), NotHeld> {
+        let look = |_: &Links| match self.store.position(shard, epoch, seq) {
+            Position::Ahead => None,
+            found => Some(found),
+        };
+        match self.links.wait(vec![(shard, seq)], look).block(timeout) {
+            Some(Position::Held) => Ok(()),
+            found => Err(NotHeld { shard, epoch, seq, found: found.unwrap_or(Position::Ahead) }),
+        }
     }
 
     /// Waits until all threads have ended; set the stop signal first.
@@ -76,6 +102,20 @@ impl Follower {
             }
         }
     }
+}
+
+/// A follower does not hold a change: not yet, or never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("seq {seq} of epoch {epoch} in shard {shard} is not held: {found:?}")]
+pub struct NotHeld {
+    /// The shard.
+    pub shard: ShardIndex,
+    /// The epoch in which the change was made.
+    pub epoch: u64,
+    /// Its seq.
+    pub seq: Seq,
+    /// Where it stands instead.
+    pub found: Position,
 }
 
 struct Worker {

@@ -280,6 +280,26 @@ fn replies_larger_than_a_turn_are_whole() {
 }
 
 #[test]
+fn a_reply_that_is_made_as_a_whole_is_bounded() {
+    let server = TestServer::start();
+    let mut client = server.connect();
+    assert_eq!(client.call(&["set", "big", &"v".repeat(60_000)]), b"+OK\r\n");
+    let refused = "-ERR the reply is larger than 33554432 bytes;";
+    let mget = format!("mget {}", "big ".repeat(600));
+    client.send(format!("{mget}\r\nping\r\n").as_bytes());
+    assert!(client.reply().starts_with(refused.as_bytes()));
+    assert_eq!(client.reply(), b"+PONG\r\n");
+    // Keys that are not there take no room.
+    client.send(format!("mget {}\r\n", "nil ".repeat(600)).as_bytes());
+    assert_eq!(client.reply(), format!("*600\r\n{}", "$-1\r\n".repeat(600)).as_bytes());
+    client.call(&["multi"]);
+    client.call(&mget.split_ascii_whitespace().collect::<Vec<_>>());
+    client.call(&["get", "nil"]);
+    let reply = String::from_utf8(client.call(&["exec"])).expect("text");
+    assert!(reply.starts_with(&format!("*2\r\n{refused}")) && reply.ends_with("\r\n$-1\r\n"), "{reply}");
+}
+
+#[test]
 fn a_command_larger_than_a_read_is_done() {
     let server = TestServer::start();
     let mut client = server.connect();

@@ -10,7 +10,7 @@ use slotstream::follower::{self, Follower};
 use slotstream::leader::{self, Leader};
 use slotstream::links::{Level, Links, Phase};
 use slotstream::stop::Stop;
-use slotstream::store::{Options, Progress, Store};
+use slotstream::store::{Options, Position, Progress, Store};
 use slotstream::{Geometry, Seq, ShardIndex};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -322,6 +322,13 @@ fn a_waiter_is_woken_when_followers_have_acknowledged() {
         let seq = store_l.put(b"key", &[value]).unwrap();
         assert_eq!(wait(seq, DEADLINE), Ok(2));
     }
-    let error = wait(Seq(201), Duration::from_millis(5)).unwrap_err();
+    let epoch = store_l.stats(ShardIndex(0)).epoch;
+    let reader = followers[0].role.as_ref().unwrap();
+    let seq = store_l.put(b"key", b"last").unwrap();
+    reader.wait(ShardIndex(0), epoch, seq, DEADLINE).unwrap();
+    assert_eq!(stores[0].get(b"key").unwrap(), Some(b"last".to_vec()));
+    let later = reader.wait(ShardIndex(0), epoch, Seq(500), Duration::from_millis(5)).unwrap_err();
+    assert_eq!(later.found, Position::Ahead, "{later}");
+    let error = wait(Seq(300), Duration::from_millis(5)).unwrap_err();
     assert_eq!((error.found, error.wanted), (0, 2), "{error}");
 }

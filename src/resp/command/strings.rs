@@ -268,11 +268,35 @@ pub(in crate::resp) fn check_sizes(geometry: &Geometry, key: &[u8], value: &[u8]
 
 /// Above this many bytes a long reply is sent before it goes on.
 const REPLY_PAUSE_BYTES: usize = 1 << 20;
-/// A reply that cannot be sent in parts is given up beyond this many bytes.
-const REPLY_BYTES_MAX: usize = 256 << 20;
+/// A reply that cannot be sent in parts is refused, or given up, beyond this many bytes.
+pub(super) const REPLY_BYTES_MAX: usize = 32 << 20;
+
+/// Refuses a reply that would be too large to be made as a whole.
+fn check_reply_size(call: &Call<'_>) -> Result<(), CommandError> {
+    const FRAME_BYTES: usize = 16;
+    let bytes_max =
+        (call.args.len() - 1) * (usize::from(call.store().geometry().value_size_max) + FRAME_BYTES);
+    if call.reply.len() + bytes_max <= REPLY_BYTES_MAX {
+        return Ok(());
+    }
+    let mut bytes = call.reply.len();
+    for key in call.args.from(1) {
+        bytes += FRAME_BYTES + call.store().read(key, |entry| entry.value.len()).unwrap_or(None).unwrap_or(0);
+        if bytes > REPLY_BYTES_MAX {
+            let text = format!(
+                "ERR the reply is larger than {REPLY_BYTES_MAX} bytes; ask for fewer keys, or not inline or in MULTI"
+            );
+            return Err(CommandError::Text(text.into()));
+        }
+    }
+    Ok(())
+}
 
 /// `MGET key [key ...]`
 pub(in crate::resp) fn mget(call: &mut Call<'_>) -> Outcome {
+    if !call.may_pause {
+        check_reply_size(call)?;
+    }
     if call.resume == 0 {
         call.reply.array(call.args.len() - 1);
     }
@@ -280,8 +304,8 @@ pub(in crate::resp) fn mget(call: &mut Call<'_>) -> Outcome {
         if call.reply.len() > REPLY_PAUSE_BYTES && call.may_pause {
             return Ok(Flow::More(index));
         }
-        if call.reply.len() > REPLY_BYTES_MAX {
-            // Half an array cannot be taken back: the connection is all that can be given up.
+        if call.reply.len() > 2 * REPLY_BYTES_MAX {
+            // The values have grown since they were looked at. Half an array cannot be taken back: the connection is all that can be given up.
             return Ok(Flow::Close);
         }
         // One reply per key, so that a damaged record does not put the others in the wrong place.

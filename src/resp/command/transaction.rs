@@ -8,6 +8,7 @@ use super::super::reply::Reply;
 use super::super::rules::demand;
 use super::super::session::{Queue, Session};
 use super::super::table::{TABLE, flag};
+use super::strings::REPLY_BYTES_MAX;
 use super::{Args, Call, Flow};
 
 type Outcome = Result<Flow, CommandError>;
@@ -85,6 +86,10 @@ fn run_queue(call: &mut Call<'_>, queue: Box<Queue>) -> Outcome {
         if index > call.resume && call.reply.len() > REPLY_PAUSE_BYTES && may_pause {
             call.session.queue = Some(queue);
             return Ok(Flow::More(index));
+        }
+        if call.reply.len() > 2 * REPLY_BYTES_MAX {
+            // Half an array cannot be taken back: the connection is all that can be given up.
+            return Ok(Flow::Close);
         }
         let (row, bytes, ranges) = queue.command(index);
         let mut inner = Call {
