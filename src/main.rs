@@ -75,7 +75,9 @@ fn run(command: Command) -> anyhow::Result<Verdict> {
         Command::Status(options) => {
             return Ok(inspect::status::print(&options.nodes, options.json, &mut out)?);
         }
-        Command::Promote(options) => return Ok(inspect::roles::promote(&options.node, &mut out)?),
+        Command::Promote(options) => {
+            return Ok(inspect::roles::promote(&options.node, options.force, &mut out)?);
+        }
         Command::Switchover(options) => {
             let (leader, to) = (&options.leader, &options.to);
             return Ok(inspect::roles::switchover(leader, to, options.timeout, &mut out)?);

@@ -186,6 +186,9 @@ pub struct PromoteArgs {
     /// Redis address of the follower
     #[arg(value_name = "ADDR", value_parser = value::host_port)]
     pub node: String,
+    /// Also while its leader is there and leads
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `slotstream switchover`.

@@ -9,6 +9,8 @@ use super::ask::{AskError, Asked};
 
 /// How long a node may take for one answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the leader of a node that is to be promoted may take to show that it is there.
+const LEADER_PATIENCE: Duration = Duration::from_secs(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Why the order came to nothing.
@@ -17,6 +19,15 @@ pub enum RoleError {
     /// A node could not be asked, or refused.
     #[error(transparent)]
     Ask(#[from] AskError),
+    /// Two would lead.
+    #[error(
+        "{leader} still leads, and two leaders lose writes; use `slotstream switchover {leader} --to ...`, or \
+         promote with --force"
+    )]
+    LeaderThere {
+        /// The leader.
+        leader: String,
+    },
     /// The target is no address of a Redis port.
     #[error("{found:?} is no HOST:PORT")]
     Target {
@@ -44,10 +55,15 @@ pub enum RoleError {
     Write(#[from] std::io::Error),
 }
 
-/// Lets the node at `address` lead from what it holds.
-pub fn promote(address: &str, out: &mut impl Write) -> Result<Verdict, RoleError> {
+/// Lets the node at `address` lead from what it holds; not while its leader is there, unless `by_force`.
+pub fn promote(address: &str, by_force: bool, out: &mut impl Write) -> Result<Verdict, RoleError> {
     let mut node = Asked::new(address, PATIENCE)?;
     let before = node.info.follows.clone();
+    if let Some(leader) = before.as_ref().filter(|_| !by_force)
+        && Asked::new(leader, LEADER_PATIENCE).is_ok_and(|asked| asked.info.follows.is_none())
+    {
+        return Err(RoleError::LeaderThere { leader: leader.clone() });
+    }
     node.order(&["REPLICAOF", "NO", "ONE"])?;
     match before {
         None => writeln!(out, "{address} leads; it did so before")?,

@@ -2,11 +2,12 @@
 //! it when they are started again.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use rustix::process::Signal;
-
-use crate::harness::{Node, PATIENCE, Reply, assert_equal, encode, run, stderr, wait_in_sync, wait_until};
+use crate::harness::{Node, PATIENCE, Reply, assert_equal, run, stderr, wait_in_sync, wait_until};
 
 pub(crate) const SIZES: &[&str] = &["--shard-count", "2", "--key-size", "16", "--value-size", "32"];
 
@@ -212,40 +213,55 @@ fn a_follower_that_lacks_a_shard_does_not_lead() {
     assert_leads(&leader, true);
 }
 
+/// A way to `leader` that lets only so many bytes of each connection through to the follower, until it is opened.
+fn narrow_way(leader: SocketAddr, bytes: usize) -> (SocketAddr, Arc<AtomicBool>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let address = listener.local_addr().expect("address");
+    let is_open = Arc::new(AtomicBool::new(false));
+    let opened = Arc::clone(&is_open);
+    // Ends with the test's process.
+    std::thread::spawn(move || {
+        for mut follower in listener.incoming().flatten() {
+            let mut leader = TcpStream::connect(leader).expect("the leader accepts");
+            let (mut from, mut to) =
+                (follower.try_clone().expect("a handle"), leader.try_clone().expect("a handle"));
+            std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+            let opened = Arc::clone(&opened);
+            std::thread::spawn(move || {
+                std::io::copy(&mut (&mut leader).take(bytes as u64), &mut follower)?;
+                while !opened.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                std::io::copy(&mut leader, &mut follower)
+            });
+        }
+    });
+    (address, is_open)
+}
+
 /// Half of a scan is a state that no leader ever had.
 #[test]
 fn a_follower_inside_a_scan_does_not_lead() {
     let directory = tempfile::tempdir().expect("temp dir");
-    let leader = Node::leader(&directory.path().join("a"), &[SIZES, &["--ack-window", "4KiB"]].concat());
-    let mut client = leader.client();
-    for batch in 0..200 {
-        let mut request = Vec::new();
-        for key in 0..1_000 {
-            encode(&mut request, &[b"SET", format!("{batch}-{key}").as_bytes(), b"0123456789"]);
-        }
-        client.send(&request).expect("sent");
-        for _ in 0..1_000 {
-            assert_eq!(client.reply().expect("a reply").text(), "OK");
-        }
-    }
-    let follower = Node::follower(&directory.path().join("b"), &leader, &[]);
+    let mut leader = Node::leader(&directory.path().join("a"), SIZES);
+    // Of several batches per shard the first ones come.
+    set(&leader, 0..12_000, "0123456789");
+    let (way, is_open) = narrow_way(leader.replication(), 100_000);
+    let follower = Node::follower_of(&directory.path().join("b"), way, &["--dead-after", "60s"]);
     wait_until("a scan is under way", PATIENCE, || {
         let status = follower.status();
         let shards = status["shards"].as_array().expect("shards");
-        shards.iter().all(|shard| shard["phase"] == "scan" && shard["slots_used"].as_u64() > Some(100))
+        shards.iter().all(|shard| shard["phase"] == "scan" && shard["slots_used"].as_u64() > Some(0))
     });
-    leader.signal(Signal::STOP);
     let reply = follower.client().call(&["REPLICAOF", "NO", "ONE"]).text();
     assert!(reply.starts_with("ERR this node cannot lead: shard 0 is inside a scan"), "{reply}");
-    let output = run(&["promote", &follower.ports.listen.to_string()]);
-    assert!(
-        output.status.code() == Some(1) && stderr(&output).contains("inside a scan"),
-        "{}",
-        stderr(&output)
-    );
+    let output = run(&["promote", "--force", &follower.ports.listen.to_string()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("inside a scan"), "{}", stderr(&output));
     assert_eq!(info(&follower, "role"), "slave");
-    leader.signal(Signal::CONT);
+    is_open.store(true, Ordering::Relaxed);
     wait_in_sync(&leader, &follower);
+    leader.kill();
     assert_eq!(follower.client().call(&["REPLICAOF", "NO", "ONE"]).text(), "OK");
     assert_leads(&follower, true);
 }

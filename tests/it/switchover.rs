@@ -168,6 +168,9 @@ fn a_promotion_under_load_keeps_what_the_follower_had() {
     wait_in_sync(&first, &second);
     let load = Load::start(&[&first], 2);
     load.wait_for(100);
+    let refused = run_command(&mut command(&["promote", &second.ports.listen.to_string()]), PATIENCE);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("still leads, and two leaders lose writes"), "{}", stderr(&refused));
     // The leader is gone; every acknowledged write was on the follower, too.
     first.kill();
     let output = run_command(&mut command(&["promote", &second.ports.listen.to_string()]), PATIENCE);
