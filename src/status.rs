@@ -405,8 +405,11 @@ pub struct ScanStatus {
 pub struct LinkStatus {
     /// The follower's id.
     pub follower: Uuid,
-    /// Its address.
+    /// Its end of the connection.
     pub peer: SocketAddr,
+    /// Where it serves Redis clients, at the same address; 0 = nowhere.
+    #[serde(default)]
+    pub resp_port: u16,
     /// The shard carried.
     pub shard: u16,
     /// What the link is doing.
@@ -444,6 +447,7 @@ impl LinkStatus {
         Self {
             follower: cell.follower,
             peer: cell.peer,
+            resp_port: cell.resp_port,
             shard: cell.shard,
             phase: phase.as_str().to_owned(),
             reason: cell.reason.lock().clone(),

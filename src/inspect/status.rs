@@ -99,8 +99,13 @@ fn shard_row(status: &Status, shard: &ShardStatus) -> [String; 10] {
 
 fn link_row(link: &LinkStatus) -> [String; 10] {
     let used = units::bytes(link.ring_used);
+    // The name under which the follower's own rows stand, where it has one.
+    let mut node = link.peer;
+    if link.resp_port != 0 {
+        node.set_port(link.resp_port);
+    }
     [
-        format!("  to {}", link.peer),
+        format!("  to {node}"),
         "link".to_owned(),
         link.shard.to_string(),
         phase(&link.phase, link.scan.as_ref()),

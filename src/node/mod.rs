@@ -66,7 +66,7 @@ pub fn lead(options: &config::Leader) -> anyhow::Result<()> {
             let Some(store) = open::for_follower(&base, &mut leader, None)? else { return base.leave() };
             (store, Some(leader))
         }
-        Some(Remembered::Leader) => (finish_promotion(open::for_leader(options, &base)?), None),
+        Some(Remembered::Leader) => (finish_promotion(open::for_leader(options, &base)?)?, None),
         None => {
             let store = open::for_leader(options, &base)?;
             take_the_lead(options, &store).with_context(|| base.data_dir.display().to_string())?;
@@ -88,7 +88,7 @@ pub fn follow(options: &config::Follower) -> anyhow::Result<()> {
     let (store, leader) = match memory.recall()? {
         Some(Remembered::Leader) => {
             say_recalled("leader", &base);
-            (finish_promotion(open::promoted(&base)?), None)
+            (finish_promotion(open::promoted(&base)?)?, None)
         }
         remembered => {
             let mut leader = LeaderAt { replication: given.clone(), resp_port: 0 };
@@ -119,9 +119,9 @@ fn say_recalled(role: &str, base: &Base) {
 }
 
 /// A promotion at run time that a kill cut short ends here.
-fn finish_promotion(store: Store) -> Store {
-    store.promote_rest();
-    store
+fn finish_promotion(store: Store) -> anyhow::Result<Store> {
+    store.promote_rest().context("this store was promoted at run time, and cannot lead any more")?;
+    Ok(store)
 }
 
 /// A directory that followed another leader leads only if somebody says so.

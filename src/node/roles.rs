@@ -185,7 +185,7 @@ impl Roles {
             self.running = Some(Running::follow(&self.parts, leader)?);
             return Ok(Err(text));
         }
-        self.parts.store.promote_rest();
+        self.parts.store.promote_rest().context("a shard has changed while nobody changes it")?;
         self.running = Some(Running::lead(&self.parts)?);
         let epoch = self.parts.store.shards().map(|shard| self.parts.store.stats(shard).epoch).max();
         tracing::warn!(epoch, followed = leader.replication, "promoted: this node leads now");

@@ -164,10 +164,17 @@ impl Store {
     /// Whether [`Store::promote`] would be done, as of now.
     pub fn check_promote(&self) -> Result<(), PromoteError> {
         for shard in self.shards() {
-            let Progress { epoch, seq, consistent_at, .. } = self.progress(shard);
+            let Progress { epoch, consistent_at, .. } = self.progress(shard);
             if epoch == 0 && consistent_at == Seq::ZERO {
                 return Err(PromoteError::Missing { shard });
             }
+        }
+        self.check_consistent()
+    }
+
+    fn check_consistent(&self) -> Result<(), PromoteError> {
+        for shard in self.shards() {
+            let Progress { seq, consistent_at, .. } = self.progress(shard);
             if seq < consistent_at {
                 return Err(PromoteError::Inconsistent { shard, seq, consistent_at });
             }
@@ -178,8 +185,7 @@ impl Store {
     /// Makes a store that followed a leader one that leads: all shards take the same new epoch.
     pub fn promote(&self) -> Result<(), PromoteError> {
         self.check_promote()?;
-        self.promote_rest();
-        Ok(())
+        self.promote_rest()
     }
 
     /// Lets a store that leads go on in an epoch newer than `epoch`: so it leads those again who have met
@@ -191,14 +197,17 @@ impl Store {
     }
 
     /// Goes on with a promotion that a kill cut short between two shards: those that still follow take
-    /// their new epoch. Only where [`Store::check_promote`] is known to have been passed.
-    pub fn promote_rest(&self) {
+    /// their new epoch. Only where [`Store::check_promote`] is known to have been passed; what a power cut
+    /// may have taken back since is looked at again.
+    pub fn promote_rest(&self) -> Result<(), PromoteError> {
+        self.check_consistent()?;
         let follows = |shard: &ShardIndex| self.progress(*shard) != Progress::default();
         let next = |shard| self.epoch_seen(shard) + u64::from(follows(&shard));
         let epoch = self.shards().map(next).max().unwrap_or_default();
         let term_id = self.chance.next();
         let rest = self.shards().filter(follows);
         rest.for_each(|shard| self.exclusive(shard).shard.promote(epoch, term_id));
+        Ok(())
     }
 
     /// Makes a store follow: it is read-only from now on, and a shard that has led holds everything up to

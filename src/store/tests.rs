@@ -607,7 +607,7 @@ fn a_store_that_has_led_follows_from_its_own_head() {
     store.demote();
     assert_eq!(store.progress(shard), later);
     // A promotion that was cut short between two shards.
-    store.promote_rest();
+    store.promote_rest().unwrap();
     assert!(!store.is_follower());
     assert_eq!(store.lineage(empty).last().unwrap().epoch, 1);
 }

@@ -102,7 +102,7 @@ fn a_leader_of_an_older_epoch_is_refused() {
     assert_eq!((old.get("/leader").0, old.get("/readyz").0), (503, 503));
     assert!(old.client().call(&["SET", "key-1", "x"]).text().starts_with("READONLY"));
     assert!(old.client().call(&["FAILOVER"]).text().contains("another one leads in epoch 2"));
-    // It leads again only if somebody starts it anew; and follows if somebody says so.
+    // It leads again only if somebody starts it anew, or says so; and follows if somebody says so.
     assert!(old.terminate().0.success());
     old.restart();
     let id = old.status()["store_id"].as_str().expect("an id").to_owned();
@@ -111,6 +111,30 @@ fn a_leader_of_an_older_epoch_is_refused() {
     assert!(adopted.log().contains("it was in epoch 2, the leader is in epoch 1"), "{}", adopted.log());
     assert_eq!(replicaof(&old, &new), "OK");
     wait_in_sync(&new, &old);
+}
+
+#[test]
+fn a_leader_that_was_replaced_leads_again_when_told_to() {
+    let root = tempfile::tempdir().expect("temp dir");
+    let [a, b] = ["a", "b"].map(|name| root.path().join(name));
+    let old = Node::leader(&a, SIZES);
+    let mut new = Node::follower(&b, &old, &[]);
+    set(&old, 0..20, "precious");
+    wait_in_sync(&old, &new);
+    assert_eq!(new.client().call(&["REPLICAOF", "NO", "ONE"]).text(), "OK");
+    set(&new, 20..30, "in between");
+    // Its successor comes back as its follower: that is how it hears of the newer epoch.
+    assert!(new.terminate().0.success());
+    std::fs::remove_file(b.join("role.json")).expect("the role given at run time");
+    new.restart();
+    wait_refused(&new, "epoch");
+    assert!(old.client().call(&["SET", "key-1", "x"]).text().starts_with("READONLY"));
+    assert_eq!(old.client().call(&["REPLICAOF", "NO", "ONE"]).text(), "OK");
+    assert_eq!(old.status()["superseded_by_epoch"], serde_json::Value::Null);
+    set(&old, 30..40, "precious");
+    wait_in_sync(&old, &new);
+    assert_eq!(old.metric("slotstream_epoch"), 3.0);
+    assert_eq!(new.client().call(&["EXISTS", "key-25"]), crate::harness::Reply::Integer(0));
 }
 
 /// A leader that was started again at another replication port is found by where it serves Redis clients.

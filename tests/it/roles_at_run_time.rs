@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::harness::{Node, PATIENCE, Reply, assert_equal, run, stderr, wait_in_sync, wait_until};
+use crate::harness::{Node, PATIENCE, Reply, assert_equal, run, stderr, stdout, wait_in_sync, wait_until};
 
 pub(crate) const SIZES: &[&str] = &["--shard-count", "2", "--key-size", "16", "--value-size", "32"];
 
@@ -58,6 +58,10 @@ fn roles_go_round_and_every_node_ends_up_equal() {
     set(&first, 0..50, "one");
     wait_in_sync(&first, &second);
     wait_in_sync(&first, &third);
+
+    // A leader's links are named as the nodes they lead to.
+    let table = run(&["status", &first.ports.http_listen.to_string()]);
+    assert!(stdout(&table).contains(&format!("to {}", second.ports.listen)), "{}", stdout(&table));
 
     // A -> B: the follower is promoted, the old leader follows it, the other follower is sent there.
     assert_eq!(second.client().call(&["REPLICAOF", "NO", "ONE"]).text(), "OK");
