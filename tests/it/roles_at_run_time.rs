@@ -106,6 +106,31 @@ fn roles_go_round_and_every_node_ends_up_equal() {
     assert_equal(&a, &c);
 }
 
+/// A leader that is told to follow drops what its new leader never had, and keeps a report of it.
+#[test]
+fn a_leader_told_to_follow_keeps_no_write_of_its_own() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let [a, b] = ["a", "b"].map(|name| directory.path().join(name));
+    let mut old = Node::leader(&a, SIZES);
+    let mut next = Node::follower(&b, &old, &[]);
+    set(&old, 0..50, "both");
+    wait_in_sync(&old, &next);
+    assert!(next.terminate().0.success());
+    set(&old, 40..60, "only the old leader has this");
+    let mut next = Node::leader(&b, &["--promote"]);
+    set(&next, 70..80, "the new leader");
+    assert_eq!(replicaof(&old, &next), "OK");
+    wait_in_sync(&next, &old);
+    assert_leads(&old, false);
+    for (key, wanted) in [("key-45", "both"), ("key-75", "the new leader")] {
+        assert_eq!(old.client().call(&["GET", key]).text(), wanted);
+    }
+    assert_eq!(old.client().call(&["EXISTS", "key-55"]), Reply::Integer(0));
+    assert_eq!(old.metric("slotstream_writes_dropped_total"), 20.0);
+    assert!(next.terminate().0.success() && old.terminate().0.success());
+    assert_equal(&a, &b);
+}
+
 #[test]
 fn a_role_given_at_run_time_outlives_a_restart_until_the_arguments_change() {
     let directory = tempfile::tempdir().expect("temp dir");
