@@ -51,6 +51,7 @@ impl Unit {
             Self::CpuPerMillion => format!("{figure:.2} s/M"),
             Self::Core => format!("{:.2} %", figure * 100.0),
             Self::Factor => format!("{figure:.2}x"),
+            Self::Seconds if figure.is_infinite() => "no end".to_owned(),
             Self::Seconds if figure < 1.0 => format!("{:.0} ms", figure * 1e3),
             Self::Seconds => format!("{figure:.2} s"),
             Self::Count => format!("{figure:.0}"),

@@ -7,11 +7,15 @@ mod netns;
 mod relay;
 mod stage;
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use netns::Fault;
+use netns::{Fault, Net};
 use relay::Cut;
 use stage::{Cause, Moment, Setting, Stage};
+
+use crate::harness::{Node, PATIENCE, Reply, assert_equal, wait_in_sync, wait_until};
+use crate::load::Load;
 
 macro_rules! scenarios {
     ($stage:ident: $($name:ident: $moment:ident, $cause:expr;)*) => {$(
@@ -98,4 +102,53 @@ scenarios! { relay:
     relay_is_there_while_the_leader_restarts_in_a_first_scan: LeaderRestartsInScan, Nothing;
     relay_is_slow_while_the_leader_restarts: LeaderRestarts,
         Bad(|rules| rules.rate = Some(64 << 10), |stage| stage.lags_by(5_000));
+}
+
+/// One follower is cut off; the leader and its other follower go on as if nothing were.
+#[test]
+fn wires_partition_of_one_follower_leaves_the_other_alone() {
+    let Some(net) = Net::start(2) else { return };
+    let directory = tempfile::tempdir().expect("temp dir");
+    let at = |name: &str| directory.path().join(name);
+    let arguments = ["--allow-remote-clients", "--heartbeat-interval", "100ms", "--dead-after", "1s"];
+    let sizes = ["--shard-count", "2", "--key-size", "16", "--value-size", "64"];
+    let everywhere = Ipv4Addr::UNSPECIFIED.into();
+    let mut leader = Node::leader_at(everywhere, &at("leader"), &[&arguments[..], &sizes].concat());
+    let port = leader.replication().port();
+    let mut followers = [0, 1].map(|number| {
+        let (path, leader) = (at(&format!("follower-{number}")), (net.leader_host(number), port).into());
+        net.inside(number, || Node::follower_at(net.follower_host(number), &path, leader, &arguments))
+    });
+    let load = Load::start(leader.ports.listen, 1);
+    let links = || leader.status()["links"].as_array().expect("links").len();
+    wait_until("both followers have their links", PATIENCE, || links() == 4);
+    let mut client = leader.client();
+    let mut is_on = |followers: i64| {
+        // In every shard.
+        for marker in 0..16 {
+            assert_eq!(client.call(&["SET", &format!("marker{marker}"), "x"]).text(), "OK");
+        }
+        client.call(&["WAIT", &followers.to_string(), "10000"]) == Reply::Integer(followers)
+    };
+    assert!(is_on(2));
+
+    net.lay(0, Fault::Partition, port);
+    wait_until("one follower is given up", PATIENCE, || {
+        assert!(is_on(1), "the other one does not get what is written");
+        links() == 2
+    });
+    net.lift(0, Fault::Partition);
+    wait_until("it is back", PATIENCE, || links() == 4);
+    assert!(is_on(2));
+
+    drop(load.finish());
+    for follower in &mut followers {
+        wait_in_sync(&leader, follower);
+        assert!(follower.terminate().0.success());
+    }
+    assert_eq!(leader.metric("slotstream_full_scans_total"), 4.0);
+    assert!(leader.terminate().0.success());
+    for follower in &followers {
+        assert_equal(&leader.directory, &follower.directory);
+    }
 }

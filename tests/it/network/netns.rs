@@ -82,9 +82,9 @@ impl Net {
         Some(Self { leader, followers })
     }
 
-    /// The leader's address for clients, HTTP and the first follower.
-    pub(crate) fn leader_host(&self) -> IpAddr {
-        leader_host(0)
+    /// The leader's address for this follower.
+    pub(crate) fn leader_host(&self, number: u8) -> IpAddr {
+        leader_host(number)
     }
 
     /// A follower's address.

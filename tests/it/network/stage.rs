@@ -112,7 +112,7 @@ impl Stage {
     pub(crate) fn relayed(setting: Setting) -> Self {
         let directory = tempfile::tempdir().expect("temp dir");
         let leader = Node::leader(&prefilled(directory.path(), setting.shards), &setting.arguments(LEADER));
-        let relay = Relay::start(leader.ports.replication_listen.expect("a leader has one"));
+        let relay = Relay::start(leader.replication());
         Self::new(setting, leader, Link::Relay(relay), directory)
     }
 
@@ -121,7 +121,7 @@ impl Stage {
         let net = Net::start(1)?;
         let directory = tempfile::tempdir().expect("temp dir");
         let path = prefilled(directory.path(), setting.shards);
-        let leader = Node::leader_at(net.leader_host(), &path, &setting.arguments(LEADER));
+        let leader = Node::leader_at(net.leader_host(0), &path, &setting.arguments(LEADER));
         Some(Self::new(setting, leader, Link::Net(net), directory))
     }
 
@@ -162,7 +162,7 @@ impl Stage {
         self.follower = Some(match &self.link {
             Link::Relay(relay) => Node::follower_of(&path, relay.address(), &arguments),
             Link::Net(net) => {
-                let leader = self.leader.ports.replication_listen.expect("a leader has one");
+                let leader = self.leader.replication();
                 net.inside(0, || Node::follower_at(net.follower_host(0), &path, leader, &arguments))
             }
         });
@@ -285,7 +285,7 @@ impl Stage {
     }
 
     fn replication_port(&self) -> u16 {
-        self.leader.ports.replication_listen.expect("a leader has one").port()
+        self.leader.replication().port()
     }
 
     fn begin(&mut self, cause: Cause) {

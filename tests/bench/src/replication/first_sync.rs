@@ -21,6 +21,8 @@ const PEAK: &str = "follower's memory, highest";
 
 const WRITERS: u64 = 2;
 const WHILE: Duration = Duration::from_secs(5);
+/// How long a first sync may take under writes.
+const PATIENCE: Duration = Duration::from_secs(180);
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 
 pub(super) fn declare(report: &mut Report) {
@@ -46,21 +48,30 @@ pub(super) fn measure(report: &mut Report, stage: &Stage<'_>, leader: &Process) 
         load.rate_over(WHILE);
         let before = load.rate_over(WHILE);
         let memory = leader.memory()?;
-        let mark = load.mark();
-        let (follower, peak) = with_peak(leader, || -> Result<Process> {
+        let (mark, full_syncs) = (load.mark(), leader.full_syncs()?);
+        let (synced, peak) = with_peak(leader, || -> Result<(Process, bool)> {
             let follower = stage.follower(leader, NAME)?;
-            leader.wait_for_follower()?;
-            Ok(follower)
+            let ended = leader.gets_a_follower_within(PATIENCE)?;
+            Ok((follower, ended))
         })?;
-        let (during, took) = (load.rate_since(mark), mark.1.elapsed());
-        let follower = follower?;
+        let during = load.rate_since(mark);
+        let (follower, ended) = synced?;
+        let took = if ended { mark.1.elapsed().as_secs_f64() } else { f64::INFINITY };
+        if !ended {
+            report.note(format!(
+                "{:?}: the first sync under these writes had not ended after {} s, with {} begun.",
+                stage.side,
+                PATIENCE.as_secs(),
+                leader.full_syncs()? - full_syncs
+            ));
+        }
         let after = load.rate_over(WHILE);
         load.finish()?;
         for (row, figure) in [
             (BEFORE, before),
             (DURING, during),
             (KEPT, during / before),
-            (TIME, took.as_secs_f64()),
+            (TIME, took),
             (AFTER, after),
             (GROWTH, peak.saturating_sub(memory) as f64),
             (PEAK, follower.memory_peak()? as f64),

@@ -122,16 +122,24 @@ impl Process {
 
     /// Returns once a follower has everything that this leader holds now.
     pub fn wait_for_follower(&self) -> Result<()> {
+        ensure!(self.gets_a_follower_within(PATIENCE)?, "no follower catches up");
+        Ok(())
+    }
+
+    /// The same; says whether it came to that.
+    pub fn gets_a_follower_within(&self, patience: Duration) -> Result<bool> {
         let mut client = RespClient::connect(self.resp)?;
         // WAIT is about the writes of its own connection: some in every shard.
         for marker in 0..64 {
             client.text(&["SET", &format!("mark:{marker:011}"), "x"])?;
         }
         let start = Instant::now();
-        while client.integer(&["WAIT", "1", "60000"])? < 1 {
-            ensure!(start.elapsed() < PATIENCE, "no follower catches up");
+        while client.integer(&["WAIT", "1", "10000"])? < 1 {
+            if start.elapsed() >= patience {
+                return Ok(false);
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Bytes sent to followers since the start.
