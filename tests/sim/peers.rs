@@ -173,14 +173,11 @@ fn a_follower_that_takes_nothing_costs_a_latched_ring_and_is_dropped_when_silent
     let leader = start_leader(&store_l, options);
     let stalled = say(leader.address(), &hello(&store_l));
     wait_until("it is attached", || store_l.stats(ShardIndex(0)).rings == 1);
-    let mut slowest = Duration::ZERO;
-    // More than the kernel buffers for a socket, and the ring.
+    // More than the kernel buffers for a socket, and the ring: a writer that waited for it would never end.
     for key in 0..300_000 {
-        let started = Instant::now();
         put(&store_l, key % 1_000, key);
-        slowest = slowest.max(started.elapsed());
     }
-    assert!(slowest < Duration::from_millis(500), "a write took {slowest:?}");
+    assert!(store_l.stats(ShardIndex(0)).ring_overflows > 0, "the ring was full");
     wait_until("it is dropped", || store_l.stats(ShardIndex(0)).rings == 0);
     assert!(leader.links.all().is_empty(), "its figures go away");
     drop(stalled);
