@@ -21,6 +21,9 @@ use super::back_off::BackOff;
 use super::link::{Done, Env, Link, LinkError};
 use super::resolve::{Answer, Resolver};
 
+/// A link that brought so much of a scan was a good one, however it ended: a batch or so.
+const GOOD_SCAN_BYTES: u64 = 64 << 10;
+
 /// One shard's connection, or the wait for it.
 pub(super) struct Lane {
     shard: ShardIndex,
@@ -267,8 +270,12 @@ impl Lane {
         let was_good = match &mut self.state {
             State::Up(up) => {
                 deregister(&mut up.stream, poll);
+                let is_protocol = matches!(error, LaneError::Link(error) if error.is_protocol());
                 let lived = now.saturating_sub(up.link.began_at());
-                up.has_streamed || lived >= env.options.back_off_reset_after
+                // A scan over links that break again and again gets on with each that carried some of it.
+                up.has_streamed
+                    || lived >= env.options.back_off_reset_after
+                    || (up.link.scan_bytes() >= GOOD_SCAN_BYTES && !is_protocol)
             }
             State::Connecting { stream, .. } => {
                 deregister(stream, poll);

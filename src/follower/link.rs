@@ -319,6 +319,12 @@ impl Link {
         self.core.state == State::Stream && self.core.applier.is_consistent()
     }
 
+    /// Payload bytes of scan batches applied on this link.
+    #[must_use]
+    pub fn scan_bytes(&self) -> u64 {
+        self.core.scan_bytes
+    }
+
     /// When the link began.
     #[must_use]
     pub fn began_at(&self) -> Duration {

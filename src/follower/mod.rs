@@ -53,7 +53,8 @@ pub struct Options {
     pub back_off_min: Duration,
     /// Longest pause before connecting again.
     pub back_off_max: Duration,
-    /// A link that lived this long, or reached phase stream, was a good one: the next pause is short again.
+    /// A link that lived this long, reached phase stream or got on with a scan was a good one: the next pause
+    /// is short again.
     pub back_off_reset_after: Duration,
     /// Bytes of a link's receive buffer; the largest frame must fit.
     pub receive_buffer_bytes: usize,
