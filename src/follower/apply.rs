@@ -80,6 +80,11 @@ impl Applier {
         if is_asking {
             self.begin_rewind(store, totals, welcome)?;
         }
+        if welcome.since < self.progress.seq {
+            // Less is held than the watermark says: its page was written back, and slots were not.
+            self.progress = Progress { seq: welcome.since, consistent_at: Seq::MAX, ..self.progress };
+            store.set_progress(self.shard, self.progress);
+        }
         if store.lineage(self.shard) != welcome.lineage {
             store.set_lineage(self.shard, &welcome.lineage);
         }

@@ -42,7 +42,7 @@ struct ShardReport {
     /// Last seq at an orderly close; none while open, or after a crash.
     clean_seq: Option<u64>,
     boot_id: uuid::Uuid,
-    mount_id: u64,
+    device_id: u64,
     lineage: Vec<Term>,
     /// A follower's watermark; all zero on a leader.
     progress: Progress,
@@ -123,7 +123,7 @@ fn shard_report(file: PathBuf) -> Result<ShardReport, ToolError> {
         slots_formatted: state.slots_formatted,
         clean_seq: state.clean_seq.map(|seq| seq.0),
         boot_id: uuid::Uuid::from_bytes(state.boot_id),
-        mount_id: state.mount_id,
+        device_id: state.device_id,
         lineage: state.lineage,
         progress: found.progress,
         slots,
@@ -212,7 +212,7 @@ fn print_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
         let terms: Vec<String> =
             shard.lineage.iter().map(|term| format!("{} from seq {}", term.epoch, term.first_seq)).collect();
         writeln!(out, "  epochs: {}", terms.join(", "))?;
-        writeln!(out, "  last opened on boot {}, mount {:#x}", shard.boot_id, shard.mount_id)?;
+        writeln!(out, "  last opened on boot {}, device {:#x}", shard.boot_id, shard.device_id)?;
         if shard.progress != Progress::default() {
             let state =
                 if shard.progress.is_consistent() { "consistent" } else { "inside a scan, not consistent" };

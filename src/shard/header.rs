@@ -26,7 +26,7 @@
 //! |      8 |    8 | counter         |                                                    |
 //! |     16 |    8 | seq reserved    | no seq above this was used; 0 = no window is kept  |
 //! |     24 |   16 | boot id         | of the last opener's machine                       |
-//! |     40 |    8 | mount id        | unique mount id of the last opener's file system   |
+//! |     40 |    8 | device id       | device that the last opener found the file on      |
 //! |     48 |    8 | clean seq       | last seq at an orderly close; all ones = not closed |
 //! |     56 |    2 | lineage length  | terms, 1 to 128                                    |
 //! |     58 |    6 | zero            |                                                    |
@@ -152,8 +152,8 @@ pub struct State {
     pub seq_reserved: u64,
     /// The last opener's machine since its start.
     pub boot_id: [u8; 16],
-    /// The last opener's mount.
-    pub mount_id: u64,
+    /// The device that the last opener found the file on.
+    pub device_id: u64,
     /// Last seq at an orderly close.
     pub clean_seq: Option<Seq>,
     /// Everything up to here survives a power cut.
@@ -314,7 +314,7 @@ impl State {
             put(copy, 4, &self.slots_formatted.to_le_bytes());
             put(copy, 16, &self.seq_reserved.to_le_bytes());
             put(copy, 24, &self.boot_id);
-            put(copy, 40, &self.mount_id.to_le_bytes());
+            put(copy, 40, &self.device_id.to_le_bytes());
             put(copy, 48, &self.clean_seq.map_or(NOT_CLOSED, |seq| seq.0).to_le_bytes());
             let lineage_len = u16::try_from(self.lineage.len()).expect("asserted above");
             put(copy, 56, &lineage_len.to_le_bytes());
@@ -328,6 +328,15 @@ impl State {
             }
             STATE_FIXED_SIZE + self.lineage.len() * TERM_SIZE
         });
+    }
+
+    /// Whether a copy that was written is not valid: a write of it was cut off, or it is damaged. It may have
+    /// been the newer one.
+    #[must_use]
+    pub fn has_bad_copy(page: &[u8]) -> bool {
+        STATE_OFFSETS
+            .iter()
+            .any(|offset| read_u64(&page[*offset..], 8) != 0 && !state_is_valid(&page[*offset..]))
     }
 
     /// Reads the state of the file at `path` from its header page.
@@ -345,7 +354,7 @@ impl State {
             slots_formatted: read_u32(copy, 4),
             seq_reserved: read_u64(copy, 16),
             boot_id,
-            mount_id: read_u64(copy, 40),
+            device_id: read_u64(copy, 40),
             clean_seq: (clean_seq != NOT_CLOSED).then_some(Seq(clean_seq)),
             durable_seq: Seq(read_u64(copy, 64)),
             lineage: (0..usize::from(read_u16(copy, 56))).map(term).collect(),
@@ -377,14 +386,14 @@ impl Progress {
         });
     }
 
-    /// Reads the progress from a header page; none there, or none valid, means that nothing is held.
-    #[must_use]
-    pub fn read(page: &[u8]) -> Self {
+    /// Reads the progress of the file at `path` from its header page. It is there from the file's making on:
+    /// none, or none valid, is damage, and not a store that leads.
+    pub fn read(path: &Path, page: &[u8]) -> Result<Self, HeaderError> {
         let Some((place, _)) = current(page, PROGRESS_OFFSETS, progress_is_valid) else {
-            return Self::default();
+            return Err(HeaderError::Checksum { path: path.into(), part: "the replication progress" });
         };
         let copy = &page[PROGRESS_OFFSETS[place]..];
-        Self {
+        Ok(Self {
             epoch: read_u64(copy, 16),
             seq: Seq(read_u64(copy, 24)),
             consistent_at: Seq(read_u64(copy, 32)),
@@ -393,7 +402,7 @@ impl Progress {
                 (2, fork, next) => Step::Rewind { fork, next },
                 _ => Step::None,
             },
-        }
+        })
     }
 }
 
@@ -413,7 +422,7 @@ mod tests {
             slots_formatted,
             seq_reserved: 0,
             boot_id: [9; 16],
-            mount_id: 5,
+            device_id: 5,
             clean_seq: None,
             durable_seq: Seq(50),
             lineage: vec![Term { epoch: 1, id: 11, first_seq: 1 }, Term { epoch: 4, id: 12, first_seq: 77 }],
@@ -457,15 +466,16 @@ mod tests {
         let step = |seq| Step::Scan { next: SlotIndex(5), through: Seq(seq * 3) };
         let progress =
             |seq| Progress { epoch: 1, seq: Seq(seq), consistent_at: Seq(seq / 2), step: step(seq) };
+        let path = Path::new("shard");
         let mut before = vec![0; HEADER_PAGE_SIZE];
-        assert_eq!(Progress::read(&before), Progress::default());
+        assert!(Progress::read(path, &before).is_err(), "zeroes are no progress");
         progress(8).write(&mut before);
         let mut after = before.clone();
         progress(9).write(&mut after);
         for cut in 0..HEADER_PAGE_SIZE {
             let mut page = after[..cut].to_vec();
             page.extend_from_slice(&before[cut..]);
-            let found = Progress::read(&page);
+            let found = Progress::read(path, &page).unwrap();
             assert!(found == progress(8) || found == progress(9), "cut at {cut}");
         }
     }

@@ -105,6 +105,8 @@ pub struct Shard {
     seq: Seq,
     counts: Counts,
     damaged: Vec<(SlotIndex, SlotError)>,
+    /// Occupied slots found at opening whose key a newer slot holds.
+    twins: Vec<SlotIndex>,
 }
 
 impl Shard {

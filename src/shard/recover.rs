@@ -23,7 +23,7 @@ pub struct Host {
     /// The machine since its start.
     pub boot_id: [u8; 16],
     /// The file system since it was mounted.
-    pub mount_id: u64,
+    pub device_id: u64,
 }
 
 /// How the last process that had the shard open ended.
@@ -66,15 +66,33 @@ pub enum RecoverError {
     Index(io::Error),
 }
 
+/// How many slots a file has whose newer count may be lost: slots are made before they are counted.
+fn formatted_behind(region: &Region, identity: &Identity, counted: u32) -> u32 {
+    let (stride, offset) = (identity.geometry.slot_stride(), slots_offset(&identity.geometry));
+    let is_whole = |slot: &u32| {
+        let start = offset + *slot as usize * stride;
+        start + stride <= region.len()
+            && SlotView::check(
+                &identity.geometry,
+                identity.shard,
+                SlotIndex(*slot),
+                region.bytes(start, stride),
+            )
+            .is_ok()
+    };
+    counted + u32::try_from((counted..u32::MAX).take_while(is_whole).count()).unwrap_or(0)
+}
+
 impl Shard {
     /// Makes a shard in a zeroed region of [`Shard::initial_size`] bytes.
     pub fn create(mut region: Region, identity: Identity, host: Host) -> io::Result<Self> {
         identity.write(region.bytes_mut(0, HEADER_PAGE_SIZE));
+        Progress::default().write(region.bytes_mut(0, HEADER_PAGE_SIZE));
         let state = State {
             slots_formatted: 0,
             seq_reserved: 0,
             boot_id: host.boot_id,
-            mount_id: host.mount_id,
+            device_id: host.device_id,
             clean_seq: Some(Seq::ZERO),
             durable_seq: Seq::ZERO,
             lineage: vec![Term { epoch: 1, id: 0, first_seq: 1 }],
@@ -102,6 +120,7 @@ impl Shard {
             seq: Seq::ZERO,
             counts: Counts::default(),
             damaged: Vec::new(),
+            twins: Vec::new(),
         })
     }
 
@@ -115,8 +134,14 @@ impl Shard {
         visited: impl Fn(u32),
     ) -> Result<Self, RecoverError> {
         let page = region.bytes(0, HEADER_PAGE_SIZE);
-        let state = State::read(path, page)?;
-        let progress = Progress::read(page);
+        let mut state = State::read(path, page)?;
+        let progress = Progress::read(path, page)?;
+        if State::has_bad_copy(page) {
+            let found = state.slots_formatted;
+            state.slots_formatted = formatted_behind(&region, &identity, found);
+            let formatted = state.slots_formatted;
+            tracing::warn!(path = %path.display(), found, formatted, "a copy of the header's state is not valid");
+        }
         let wanted = slots_offset(&identity.geometry)
             + state.slots_formatted as usize * identity.geometry.slot_stride();
         if region.len() < wanted {
@@ -146,8 +171,11 @@ impl Shard {
             // Not the leader's state at any seq until the leader has sent the damaged slots again.
             self.set_progress(Progress { consistent_at: Seq::MAX, ..self.progress });
         }
+        if self.progress == Progress::default() {
+            self.bury_twins();
+        }
         self.state.boot_id = host.boot_id;
-        self.state.mount_id = host.mount_id;
+        self.state.device_id = host.device_id;
         self.state.clean_seq = None;
         self.write_state();
         ending
@@ -155,7 +183,7 @@ impl Shard {
 
     fn ending(&self, host: Host) -> Ending {
         let state = &self.state;
-        let same_host = (state.boot_id, state.mount_id) == (host.boot_id, host.mount_id);
+        let same_host = (state.boot_id, state.device_id) == (host.boot_id, host.device_id);
         match state.clean_seq {
             // The mark was written after all else was durable: it counts on any machine.
             Some(seq) if seq == self.seq => Ending::Clean,
@@ -165,8 +193,9 @@ impl Shard {
     }
 
     /// After an OS crash any slot may be older than it was. A follower's shard forgets its watermark and
-    /// is scanned in full. A leader's takes a new epoch that shares with the ones before only what an
-    /// orderly close made durable: what a follower holds beyond may differ from what is left here.
+    /// is scanned in full. A leader's takes a new term that shares with the ones before only what an
+    /// orderly close made durable: what a follower holds beyond may differ from what is left here. Not a new
+    /// epoch: a leader that was replaced while it was down must not look newer than its successor.
     fn distrust(&mut self, term_id: u64) {
         if self.progress != Progress::default() {
             let step = match self.progress.step {
@@ -175,12 +204,22 @@ impl Shard {
             };
             self.set_progress(Progress { seq: Seq::ZERO, consistent_at: Seq::MAX, step, ..self.progress });
         } else if self.seq == Seq::ZERO {
-            self.begin_term(self.epoch() + 1, term_id);
+            self.begin_term(self.epoch(), term_id);
         } else {
             let mut terms = self.state.lineage.clone();
             let first_seq = self.state.durable_seq.next().0;
-            lineage::cut(&mut terms, Term { epoch: self.epoch() + 1, id: term_id, first_seq });
+            lineage::cut(&mut terms, Term { epoch: self.epoch(), id: term_id, first_seq });
             self.set_lineage(&terms);
+        }
+    }
+
+    /// A leader's key is in one slot. After an OS crash an older slot may hold it too, whose reuse was lost:
+    /// it becomes a tombstone, or a later delete would bring its value back.
+    fn bury_twins(&mut self) {
+        for slot in std::mem::take(&mut self.twins) {
+            let Some(key) = self.peek(slot).map(|view| view.key().to_vec()) else { continue };
+            self.free.insert(slot);
+            self.commit(slot, Status::Deleted, 0, &key, &[]);
         }
     }
 
@@ -245,8 +284,9 @@ impl Shard {
                         None => self.index.insert(hash, slot)?,
                         Some(other) if peek(other).is_some_and(|other| other.seq() < seq) => {
                             self.index.replace(hash, other, slot);
+                            self.twins.push(other);
                         }
-                        Some(_) => {}
+                        Some(_) => self.twins.push(slot),
                     }
                 }
             }

@@ -11,7 +11,7 @@ use super::*;
 const GOLDEN: &str = include_str!("../../tests/data/shard_v1.hex");
 const GEOMETRY: Geometry =
     Geometry { shard_count: 4, key_size_max: 16, value_size_max: 40, shard_prefix_bits: 0 };
-const HOST: Host = Host { boot_id: [0xB0; 16], mount_id: 0x1234 };
+const HOST: Host = Host { boot_id: [0xB0; 16], device_id: 0x1234 };
 
 /// A key that belongs to shard 2.
 fn key(number: u32) -> Vec<u8> {
@@ -89,7 +89,7 @@ fn the_golden_file_opens() {
     let identity = Identity::read(Path::new("golden"), &page).unwrap();
     let mut shard = Shard::open(Path::new("golden"), region, identity, |_| {}).unwrap();
     assert_eq!(shard.take_over(HOST, 0xA1), recover::Ending::Clean);
-    assert_eq!(shard.take_over(Host { mount_id: 1, ..HOST }, 0xA2), recover::Ending::OsCrash);
+    assert_eq!(shard.take_over(Host { device_id: 1, ..HOST }, 0xA2), recover::Ending::OsCrash);
     assert_eq!((shard.seq(), shard.epoch()), (Seq(7), 3));
     assert_eq!(shard.counts(), Counts { occupied: 2, deleted: 1, expiring: 1 });
     let slot = shard.find(GEOMETRY.place(&key(0)).hash, &key(0)).unwrap();
@@ -102,7 +102,7 @@ fn the_golden_file_opens() {
 }
 
 #[test]
-fn a_leader_s_shard_takes_a_new_epoch_after_an_os_crash_and_a_follower_s_forgets_its_watermark() {
+fn a_leader_s_shard_takes_a_new_term_after_an_os_crash_and_a_follower_s_forgets_its_watermark() {
     let reopen = |mut shard: Shard| {
         let identity = shard.identity;
         // In use, not closed.
@@ -126,11 +126,82 @@ fn a_leader_s_shard_takes_a_new_epoch_after_an_os_crash_and_a_follower_s_forgets
     leader.set_progress(Progress::default());
     let (leader, _) = reopen(leader);
     // Any slot may be older than it was, but not older than at the last orderly close, with seq 7.
-    assert_eq!(leader.lineage().last(), Some(&Term { epoch: 4, id: 0xA3, first_seq: 8 }));
+    assert_eq!(leader.lineage().last(), Some(&Term { epoch: 3, id: 0xA3, first_seq: 8 }));
     let mut never_closed = example();
     never_closed.state.durable_seq = Seq::ZERO;
     never_closed.set_progress(Progress::default());
     let (never_closed, _) = reopen(never_closed);
-    assert_eq!(never_closed.lineage().last(), Some(&Term { epoch: 4, id: 0xA3, first_seq: 1 }));
+    assert_eq!(never_closed.lineage().last(), Some(&Term { epoch: 3, id: 0xA3, first_seq: 1 }));
     assert!(lineage::is_ordered(never_closed.lineage()));
+}
+
+/// A power cut may take back the reuse of a slot and keep the key's newer one. The older value must not
+/// come back when the key is deleted, and nothing must stumble over it.
+#[test]
+fn a_leader_s_key_is_in_one_slot_after_a_lost_reuse() {
+    let reopen = |mut shard: Shard, boot: u8| {
+        let identity = shard.identity;
+        shard = Shard::open(Path::new("memory"), shard.into_region(), identity, |_| {}).unwrap();
+        shard.take_over(Host { boot_id: [boot; 16], ..HOST }, boot.into());
+        shard
+    };
+    let mut shard = example();
+    shard.set_progress(Progress::default());
+    let mut shard = reopen(shard, 1);
+    let (twice, other) = (key(10), key(11));
+    let find = |shard: &Shard, key: &[u8]| shard.find(GEOMETRY.place(key).hash, key);
+    put(&mut shard, &twice, b"old", 0);
+    let first = find(&shard, &twice).unwrap();
+    let old = shard.slot_bytes(first).to_vec();
+    shard.delete(GEOMETRY.place(&twice).hash, first, &twice);
+    put(&mut shard, &other, b"x", 0);
+    assert_eq!(find(&shard, &other), Some(first), "the slot is used again");
+    put(&mut shard, &twice, b"new", 0);
+    let offset = shard.slot_offset(first);
+    let mut region = shard.into_region();
+    region.bytes_mut(offset, old.len()).copy_from_slice(&old);
+    let page = region.bytes(0, header::HEADER_PAGE_SIZE).to_vec();
+    let identity = Identity::read(Path::new("memory"), &page).unwrap();
+    let mut shard = Shard::open(Path::new("memory"), region, identity, |_| {}).unwrap();
+    assert_eq!(shard.take_over(Host { boot_id: [2; 16], ..HOST }, 2), recover::Ending::OsCrash);
+    shard.check().unwrap();
+    let slot = find(&shard, &twice).unwrap();
+    assert_eq!(shard.view(slot).unwrap().value(), b"new");
+    shard.delete(GEOMETRY.place(&twice).hash, slot, &twice);
+    let shard = reopen(shard, 2);
+    assert_eq!(find(&shard, &twice), None, "what was deleted stays so");
+    shard.check().unwrap();
+}
+
+/// The count of slots is in the state, of which there are two copies. The older one knows fewer slots.
+#[test]
+fn a_damaged_copy_of_the_state_loses_no_slots() {
+    let keys: Vec<_> = (0..3_000).map(key).collect();
+    let size = Shard::initial_size(&GEOMETRY);
+    let identity =
+        Identity { store_id: Uuid::from_u128(0x5107_57EA), shard: ShardIndex(2), geometry: GEOMETRY };
+    let mut shard = Shard::create(Region::heap(size, 1 << 20), identity, HOST).unwrap();
+    shard.take_over(HOST, 0xA1);
+    keys.iter().for_each(|key| put(&mut shard, key, b"kept", 0));
+    let (formatted, page) =
+        (shard.slots_formatted(), shard.region_bytes()[..header::HEADER_PAGE_SIZE].to_vec());
+    let bytes = shard.region_bytes().to_vec();
+    let mut refused = 0;
+    // Every 64th byte of the header, one bit each: what opens holds everything.
+    for at in (0..page.len()).step_by(64) {
+        let mut region = Region::heap(bytes.len(), 1 << 20);
+        region.bytes_mut(0, bytes.len()).copy_from_slice(&bytes);
+        region.bytes_mut(at + 16, 1)[0] ^= 1;
+        let page = region.bytes(0, header::HEADER_PAGE_SIZE).to_vec();
+        let opened = Identity::read(Path::new("flipped"), &page)
+            .map_err(recover::RecoverError::from)
+            .and_then(|identity| Shard::open(Path::new("flipped"), region, identity, |_| {}));
+        let Ok(shard) = opened else {
+            refused += 1;
+            continue;
+        };
+        assert_eq!(shard.slots_formatted(), formatted, "a bit of byte {}", at + 16);
+        assert!(keys.iter().all(|key| shard.find(GEOMETRY.place(key).hash, key).is_some()));
+    }
+    assert!(refused < 4, "{refused} of {} flips were refused", page.len() / 64);
 }

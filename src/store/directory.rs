@@ -5,10 +5,8 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-
-use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use crate::shard::header::{HEADER_PAGE_SIZE, HeaderError, Identity, Progress, State};
 use crate::shard::recover::Host;
@@ -51,15 +49,14 @@ pub fn lock(directory: &Path) -> io::Result<Result<File, String>> {
     Ok(Ok(file))
 }
 
-/// This machine and the directory's mount.
+/// This machine's boot, and the device that the directory lies on. Not its mount: a service manager or a
+/// container gives a process a mount namespace of its own at every start, over the same page cache; and an
+/// unmount writes everything back.
 pub fn host(directory: &Path) -> io::Result<Host> {
-    // STATX_MNT_ID_UNIQUE: never reused within one boot, unlike the plain mount id.
-    const MOUNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let boot_id = uuid::Uuid::parse_str(text.trim()).map_err(io::Error::other)?;
-    let directory = File::open(directory)?;
-    let stat = statx(directory.as_fd(), "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID | MOUNT_ID_UNIQUE)?;
-    Ok(Host { boot_id: boot_id.into_bytes(), mount_id: stat.stx_mnt_id })
+    let device_id = fs::metadata(directory)?.dev();
+    Ok(Host { boot_id: boot_id.into_bytes(), device_id })
 }
 
 /// Makes a directory's entries durable.
@@ -89,7 +86,7 @@ pub fn inspect(path: &Path) -> io::Result<Result<Inspection, HeaderError>> {
     let read = || {
         let identity = Identity::read(path, &page)?;
         let state = State::read(path, &page)?;
-        Ok(Inspection { identity, state, progress: Progress::read(&page), file_size })
+        Ok(Inspection { identity, state, progress: Progress::read(path, &page)?, file_size })
     };
     Ok(read())
 }
