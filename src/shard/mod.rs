@@ -545,6 +545,12 @@ impl Shard {
         self.progress
     }
 
+    /// Whether what the shard holds is its own history, and no leader's.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.progress == Progress::default()
+    }
+
     /// Keeps how far the shard has followed its leader; a process crash does not lose it.
     pub fn set_progress(&mut self, progress: Progress) {
         if self.progress != progress {
@@ -567,8 +573,7 @@ impl Shard {
     pub fn close(&mut self) -> io::Result<()> {
         self.region.sync()?;
         // A follower holds all of its leader's history only up to its watermark.
-        let leads = self.progress == Progress::default();
-        self.state.durable_seq = if leads { self.seq } else { self.progress.seq };
+        self.state.durable_seq = if self.leads() { self.seq } else { self.progress.seq };
         self.state.clean_seq = Some(self.seq);
         self.write_state();
         self.region.sync()
@@ -586,7 +591,7 @@ impl Shard {
 
     /// Makes a shard that led one that follows: it holds all of its own history, and nothing else.
     pub fn demote(&mut self) {
-        if self.progress == Progress::default() && self.seq != Seq::ZERO {
+        if self.leads() && self.seq != Seq::ZERO {
             let (epoch, seq) = (self.epoch(), self.seq);
             // Slots that were damaged have to come again first.
             let consistent_at = if self.damaged.is_empty() { seq } else { Seq::MAX };

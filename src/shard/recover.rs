@@ -17,12 +17,12 @@ use super::{BLOCK_SLOTS, Counts, REDO_OFFSET, Shard};
 // Damage is kept slot by slot up to here; beyond, the file as a whole is refused.
 const DAMAGED_LEN_MAX: usize = 10_000;
 
-/// The machine and mount that a store is opened on.
+/// The machine and device that a store is opened on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Host {
     /// The machine since its start.
     pub boot_id: [u8; 16],
-    /// The file system since it was mounted.
+    /// The device that holds its files.
     pub device_id: u64,
 }
 
@@ -64,23 +64,6 @@ pub enum RecoverError {
     /// No memory for the index.
     #[error("no memory for the index: {0}")]
     Index(io::Error),
-}
-
-/// How many slots a file has whose newer count may be lost: slots are made before they are counted.
-fn formatted_behind(region: &Region, identity: &Identity, counted: u32) -> u32 {
-    let (stride, offset) = (identity.geometry.slot_stride(), slots_offset(&identity.geometry));
-    let is_whole = |slot: &u32| {
-        let start = offset + *slot as usize * stride;
-        start + stride <= region.len()
-            && SlotView::check(
-                &identity.geometry,
-                identity.shard,
-                SlotIndex(*slot),
-                region.bytes(start, stride),
-            )
-            .is_ok()
-    };
-    counted + u32::try_from((counted..u32::MAX).take_while(is_whole).count()).unwrap_or(0)
 }
 
 impl Shard {
@@ -134,14 +117,9 @@ impl Shard {
         visited: impl Fn(u32),
     ) -> Result<Self, RecoverError> {
         let page = region.bytes(0, HEADER_PAGE_SIZE);
-        let mut state = State::read(path, page)?;
+        let state = State::read(path, page)?;
         let progress = Progress::read(path, page)?;
-        if State::has_bad_copy(page) {
-            let found = state.slots_formatted;
-            state.slots_formatted = formatted_behind(&region, &identity, found);
-            let formatted = state.slots_formatted;
-            tracing::warn!(path = %path.display(), found, formatted, "a copy of the header's state is not valid");
-        }
+        let has_bad_copy = State::has_bad_copy(page);
         let wanted = slots_offset(&identity.geometry)
             + state.slots_formatted as usize * identity.geometry.slot_stride();
         if region.len() < wanted {
@@ -150,6 +128,12 @@ impl Shard {
         }
         let mut shard = Self::bare(region, identity, state).map_err(RecoverError::Index)?;
         shard.progress = progress;
+        if has_bad_copy {
+            let counted = shard.slots_formatted();
+            shard.count_slots();
+            let found = shard.slots_formatted();
+            tracing::warn!(path = %path.display(), counted, found, "a copy of the header's state is not valid");
+        }
         shard.redo();
         shard.rebuild(visited).map_err(RecoverError::Index)?;
         if shard.damaged.len() > DAMAGED_LEN_MAX {
@@ -165,13 +149,13 @@ impl Shard {
         let ending = self.ending(host);
         if ending == Ending::OsCrash {
             self.distrust(term_id);
-        } else if self.progress == Progress::default() {
+        } else if self.leads() {
             self.begin_term(self.epoch(), term_id);
         } else if !self.damaged.is_empty() {
             // Not the leader's state at any seq until the leader has sent the damaged slots again.
             self.set_progress(Progress { consistent_at: Seq::MAX, ..self.progress });
         }
-        if self.progress == Progress::default() {
+        if self.leads() {
             self.bury_twins();
         }
         self.state.boot_id = host.boot_id;
@@ -197,7 +181,7 @@ impl Shard {
     /// orderly close made durable: what a follower holds beyond may differ from what is left here. Not a new
     /// epoch: a leader that was replaced while it was down must not look newer than its successor.
     fn distrust(&mut self, term_id: u64) {
-        if self.progress != Progress::default() {
+        if !self.leads() {
             let step = match self.progress.step {
                 Step::Rewind { fork, .. } => Step::Rewind { fork, next: SlotIndex(0) },
                 Step::None | Step::Scan { .. } => Step::None,
@@ -221,6 +205,16 @@ impl Shard {
             self.free.insert(slot);
             self.commit(slot, Status::Deleted, 0, &key, &[]);
         }
+    }
+
+    /// Finds the slots that only a lost count knows: slots are made before they are counted.
+    fn count_slots(&mut self) {
+        let end = (self.region.len() - self.slots_offset) / self.stride;
+        while (self.slots_formatted() as usize) < end && self.view(SlotIndex(self.slots_formatted())).is_ok()
+        {
+            self.state.slots_formatted += 1;
+        }
+        self.blocks.resize(self.slots_formatted().div_ceil(BLOCK_SLOTS) as usize, 0);
     }
 
     /// Copies a whole redo record to its slot again, if the slot has not got it.

@@ -3,7 +3,7 @@
 //! A seq alone would lie after a failover: the new leader writes other changes under the seqs that the old
 //! one gave out and nobody else had.
 
-use super::{Progress, Store, Term};
+use super::{Store, Term};
 use crate::slot::{Seq, ShardIndex};
 
 /// Where a change stands.
@@ -40,9 +40,8 @@ impl Store {
     #[must_use]
     pub fn position(&self, shard: ShardIndex, epoch: u64, seq: Seq) -> Position {
         let locked = self.shared(shard);
-        let progress = locked.shard.progress();
         // A leader's store has no progress; a follower's slots may run ahead of its watermark.
-        let reached = if progress == Progress::default() { locked.shard.seq() } else { progress.seq };
+        let reached = if locked.shard.leads() { locked.shard.seq() } else { locked.shard.progress().seq };
         position(locked.shard.lineage(), reached, epoch, seq)
     }
 }

@@ -132,8 +132,8 @@ impl Store {
     /// Whether the shard's state is one that its leader had: it is inside no scan, and was in sync once.
     #[must_use]
     pub fn was_in_sync(&self, shard: ShardIndex) -> bool {
-        let progress = self.progress(shard);
-        progress.is_consistent() && progress != Progress::default()
+        let locked = self.shared(shard);
+        locked.shard.progress().is_consistent() && !locked.shard.leads()
     }
 
     /// Keeps how far the shard has followed its leader; a process crash does not lose it.
@@ -158,7 +158,11 @@ impl Store {
     /// Whether the store holds what it got from a leader.
     #[must_use]
     pub fn is_follower(&self) -> bool {
-        self.shards().any(|shard| self.progress(shard) != Progress::default())
+        self.shards().any(|shard| self.follows(shard))
+    }
+
+    fn follows(&self, shard: ShardIndex) -> bool {
+        !self.shared(shard).shard.leads()
     }
 
     /// Whether [`Store::promote`] would be done, as of now.
@@ -201,11 +205,10 @@ impl Store {
     /// may have taken back since is looked at again.
     pub fn promote_rest(&self) -> Result<(), PromoteError> {
         self.check_consistent()?;
-        let follows = |shard: &ShardIndex| self.progress(*shard) != Progress::default();
-        let next = |shard| self.epoch_seen(shard) + u64::from(follows(&shard));
+        let next = |shard| self.epoch_seen(shard) + u64::from(self.follows(shard));
         let epoch = self.shards().map(next).max().unwrap_or_default();
         let term_id = self.chance.next();
-        let rest = self.shards().filter(follows);
+        let rest = self.shards().filter(|shard| self.follows(*shard));
         rest.for_each(|shard| self.exclusive(shard).shard.promote(epoch, term_id));
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Output;
 
-use crate::harness::{Node, PATIENCE, command, http_get, run, run_command, stderr, stdout};
+use crate::harness::{ANY_PORTS, Node, PATIENCE, command, http_get, run, run_command, stderr, stdout};
 
 /// One line, with the exit code and every one of the words.
 #[track_caller]
@@ -94,16 +94,9 @@ fn flags_win_over_environment_and_environment_over_file() {
     let config = directory.path().join("node.toml");
     std::fs::write(&config, "key_size = 11\nvalue_size = 22\nshard_count = 1\n").expect("file");
     let data = directory.path().join("data");
-    let mut command = command(&[
-        "leader",
-        "--listen",
-        "127.0.0.1:0",
-        "--http-listen",
-        "127.0.0.1:0",
-        "--replication-listen",
-        "127.0.0.1:0",
-    ]);
+    let mut command = command(&["leader"]);
     command
+        .args(ANY_PORTS)
         .args(["--shard-count", "3", "--log-level", "warn", "--data-dir"])
         .arg(&data)
         .arg("--config")

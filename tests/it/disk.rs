@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::harness::{
-    Node, PATIENCE, Reply, assert_equal, command, run_command, stderr, wait_in_sync, wait_until,
+    ANY_PORTS, Node, PATIENCE, Reply, assert_equal, command, run_command, stderr, wait_in_sync, wait_until,
 };
 
 /// A small file system, unmounted on drop. Its root is the data directory, so that what the harness
@@ -70,14 +70,7 @@ fn making_a_store_on_a_full_disk(kind: Kind) {
     let data = mount.directory.clone();
     let mut leader =
         command(&["leader", "--shard-count", "64", "--key-size", "1024", "--value-size", "65535"]);
-    leader.args([
-        "--listen",
-        "127.0.0.1:0",
-        "--http-listen",
-        "127.0.0.1:0",
-        "--replication-listen",
-        "127.0.0.1:0",
-    ]);
+    leader.args(ANY_PORTS);
     let output = run_command(leader.arg("--data-dir").arg(&data), PATIENCE);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(stderr(&output).contains("No space left"), "{}", stderr(&output));

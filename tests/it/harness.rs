@@ -37,6 +37,10 @@ pub(crate) fn run(arguments: &[&str]) -> Output {
     run_command(&mut command(arguments), PATIENCE)
 }
 
+/// A node's arguments for ports that the kernel picks.
+pub(crate) const ANY_PORTS: [&str; 6] =
+    ["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--replication-listen", "127.0.0.1:0"];
+
 /// Runs a command to its end and kills it at the deadline.
 pub(crate) fn run_command(command: &mut Command, deadline: Duration) -> Output {
     let mut child = command

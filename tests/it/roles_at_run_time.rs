@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::harness::{Node, PATIENCE, Reply, assert_equal, run, stderr, stdout, wait_in_sync, wait_until};
+use crate::harness::{
+    ANY_PORTS, Node, PATIENCE, Reply, assert_equal, command, run, run_command, stderr, stdout, wait_in_sync,
+    wait_until,
+};
 
 pub(crate) const SIZES: &[&str] = &["--shard-count", "2", "--key-size", "16", "--value-size", "32"];
 
@@ -153,20 +156,10 @@ fn a_role_given_at_run_time_outlives_a_restart_until_the_arguments_change() {
     // Somebody changes the arguments: they count again.
     assert!(first.terminate().0.success());
     assert!(second.terminate().0.success());
-    let refused = run(&[
-        "leader",
-        "--data-dir",
-        a.to_str().expect("utf-8"),
-        "--listen",
-        "127.0.0.1:0",
-        "--http-listen",
-        "127.0.0.1:0",
-        "--replication-listen",
-        "127.0.0.1:0",
-        "--promote",
-        "--shard-count",
-        "3",
-    ]);
+    let refused = run_command(
+        command(&["leader", "--data-dir"]).arg(&a).args(ANY_PORTS).args(["--promote", "--shard-count", "3"]),
+        PATIENCE,
+    );
     assert!(stderr(&refused).contains("--shard-count"), "{}", stderr(&refused));
     let first = Node::leader(&a, &["--promote"]);
     assert_leads(&first, true);
