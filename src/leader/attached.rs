@@ -117,7 +117,7 @@ impl Attached {
         let (ring, through) = env.store.attach(shard, ring_bytes, Arc::clone(env.sleeper));
         assert!(through >= since, "a shard's head went back from {since} to {through}");
         let cell = LinkCell::new(hello.follower_id, peer, hello.resp_port, hello.shard);
-        cell.set_phase(Phase::Scan);
+        cell.set_phase(Phase::Queued);
         cell.ring_capacity.store(ring.capacity() as u64, Relaxed);
         cell.head_seq.store(through.0, Relaxed);
         cell.applied_seq.store(since.0, Relaxed);
@@ -206,11 +206,11 @@ impl Attached {
 
     /// Decides what is sent next; called only when all before it is out, with an empty `out`.
     pub(super) fn next(&mut self, out: &mut Vec<u8>, env: Env<'_>) -> Result<Next, LinkError> {
-        let scan = match &mut self.flow {
-            Flow::Asked { .. } => return self.next_asked(out, env),
-            Flow::Scan(scan) => scan,
+        match &self.flow {
+            Flow::Asked { slots, at, .. } if *at == slots.len() => return Ok(Next::Nothing),
+            Flow::Asked { .. } | Flow::Scan(_) => {}
             Flow::Stream | Flow::Frame(_) => return Ok(self.next_of_ring(out, env)),
-        };
+        }
         if let Some(turn) = &mut self.turn {
             let may_send = turn.ask(env.options, env.now.monotonic);
             self.shown.cell.set_phase(if turn.is_queued() { Phase::Queued } else { Phase::Scan });
@@ -218,6 +218,7 @@ impl Attached {
                 return Ok(Next::Nothing);
             }
         }
+        let Flow::Scan(scan) = &mut self.flow else { return self.next_asked(out, env) };
         let slots_before = scan.slots_sent();
         let step = scan.step(env.store, env.options, &mut self.window, self.epoch, out)?;
         let slots = scan.slots_sent() - slots_before;
@@ -267,9 +268,6 @@ impl Attached {
     /// A batch of the slots that the follower asked for, as they are now.
     fn next_asked(&mut self, out: &mut Vec<u8>, env: Env<'_>) -> Result<Next, LinkError> {
         let Flow::Asked { slots, at, .. } = &mut self.flow else { return Ok(Next::Nothing) };
-        if *at == slots.len() {
-            return Ok(Next::Nothing);
-        }
         let geometry = env.store.geometry();
         let bytes_max = HEADER_SIZE + payload_size_max(&geometry, env.options.scan_batch_bytes_max);
         out.resize(HEADER_SIZE, 0);
@@ -292,6 +290,7 @@ impl Attached {
         };
         out[..HEADER_SIZE].copy_from_slice(&header.encode());
         self.shown.cell.carried((*at - first) as u64, out.len() - HEADER_SIZE);
+        self.turn.iter_mut().for_each(|turn| turn.spent(out.len()));
         Ok(Next::Frame)
     }
 
