@@ -273,6 +273,18 @@ impl Node {
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid fits")).expect("a pid is not 0");
         kill_process(pid, signal).expect("a child of ours can be signalled");
+        if signal == Signal::STOP {
+            // Each of its threads goes on until it looks; on a busy machine that takes a while.
+            wait_until("every thread is stopped", PATIENCE, || self.is_stopped());
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("a child of ours");
+        tasks.flatten().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        })
     }
 
     /// `kill -9`, and waits for the end.

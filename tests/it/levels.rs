@@ -25,15 +25,6 @@ fn links(leader: &Node) -> Vec<serde_json::Value> {
     leader.status()["links"].as_array().expect("links").clone()
 }
 
-/// Stops a process, not its connections; it runs for a moment after the signal.
-fn stop(node: &Node) {
-    node.signal(Signal::STOP);
-    let status = format!("/proc/{}/status", node.pid());
-    wait_until("it has stopped", PATIENCE, || {
-        std::fs::read_to_string(&status).expect("a process of ours").contains("State:\tT")
-    });
-}
-
 fn set(client: &mut Client, key: u32, value: &str) -> Reply {
     client.call(&["SET", &format!("key-{key:04}"), value])
 }
@@ -91,7 +82,7 @@ fn a_follower_that_falls_behind_does_not_count() {
         pair(&directory, &["--min-followers-to-write", "1", "--min-followers-max-lag", "200ms"], &[]);
     let mut client = leader.client();
     wait_until("a write is taken", PATIENCE, || is_ok(&set(&mut client, 1, "a")));
-    stop(&follower);
+    follower.signal(Signal::STOP);
     wait_until("its age is noticed", PATIENCE, || !is_ok(&set(&mut client, 1, "b")));
     follower.signal(Signal::CONT);
     wait_until("a write is taken again", PATIENCE, || is_ok(&set(&mut client, 1, "c")));
@@ -128,7 +119,7 @@ fn an_unconfirmed_write_is_said_to_be_one_and_stays() {
     let mut client = leader.client();
     wait_until("a write is confirmed", PATIENCE, || is_ok(&set(&mut client, 0, "both")));
     let unconfirmed = leader.metric("slotstream_writes_unconfirmed_total");
-    stop(&follower);
+    follower.signal(Signal::STOP);
     let mut pipeline = Vec::new();
     for key in 0..WRITES {
         encode(&mut pipeline, &[b"SET", format!("key-{key:04}").as_bytes(), b"here"]);
@@ -276,7 +267,7 @@ fn lag_is_told_in_records_bytes_and_seconds_and_is_gone_when_caught_up() {
     wait_until("there is no lag", PATIENCE, || {
         sum("lag_records") == 0.0 && sum("lag_bytes") == 0.0 && sum("lag_seconds") == 0.0
     });
-    stop(&follower);
+    follower.signal(Signal::STOP);
     write(&mut client, 0..RECORDS);
     wait_until("all of it is lag", PATIENCE, || sum("lag_records") == f64::from(RECORDS));
     assert_eq!(sum("lag_bytes"), f64::from(RECORDS * record_bytes));
@@ -314,7 +305,7 @@ fn a_follower_grows_old_while_its_leader_says_nothing() {
     };
     wait_until("it is caught up", PATIENCE, || oldest() == 0.0);
     // Stopped, not dead: the link stands, and nothing is heard.
-    stop(&leader);
+    leader.signal(Signal::STOP);
     wait_until("silence is age", PATIENCE, || oldest() > 0.6);
     assert_eq!(follower.get("/follower?max_lag=500ms").0, 503);
     leader.signal(Signal::CONT);
