@@ -66,6 +66,9 @@ pub struct Replication {
     /// Bytes per second that all scans to followers may send together [default: no limit]
     #[arg(long, env = "SLOTSTREAM_SCAN_RATE_MAX", value_name = "SIZE", value_parser = units::parse_size)]
     pub scan_rate_max: Option<usize>,
+    /// The same while clients write much (10,000 a second); scans may send 1.5 times what is written in any case; 0 = no limit
+    #[arg(long, env = "SLOTSTREAM_SCAN_RATE_BUSY", value_name = "SIZE", default_value = "96MiB", value_parser = units::parse_size)]
+    pub scan_rate_busy: usize,
     /// Shards scanned for followers at one time; others wait, those that stream do not [default: no limit]
     #[arg(long, env = "SLOTSTREAM_SCANS_MAX", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub scans_max: Option<u16>,

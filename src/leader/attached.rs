@@ -143,7 +143,7 @@ impl Attached {
             head_seen: through,
             consistent_at: Seq::MAX,
             window: AckWindow::default(),
-            turn: Some(Turn::first(&env.registry.pace, env.now.monotonic)),
+            turn: Some(Turn::first(&env.registry.pace, through, env.now.monotonic)),
             shown: Shown { cell, links: Arc::clone(env.links) },
             _seat: seat,
         }
@@ -212,7 +212,7 @@ impl Attached {
             Flow::Stream | Flow::Frame(_) => return Ok(self.next_of_ring(out, env)),
         }
         if let Some(turn) = &mut self.turn {
-            let may_send = turn.ask(env.options, env.now.monotonic);
+            let may_send = turn.ask(env.options, env.store.head(self.shard), env.now.monotonic);
             self.shown.cell.set_phase(if turn.is_queued() { Phase::Queued } else { Phase::Scan });
             if !may_send {
                 return Ok(Next::Nothing);
@@ -228,7 +228,7 @@ impl Attached {
             ScanStep::Batch => {
                 scan.publish(&self.shown.cell);
                 self.shown.cell.carried(slots, out.len() - HEADER_SIZE);
-                self.turn.iter_mut().for_each(|turn| turn.spent(out.len()));
+                self.turn.iter_mut().for_each(|turn| turn.spent(out.len(), slots));
                 Ok(Next::Frame)
             }
             ScanStep::Wait => Ok(Next::Nothing),
@@ -289,8 +289,9 @@ impl Attached {
             payload_crc: 0,
         };
         out[..HEADER_SIZE].copy_from_slice(&header.encode());
-        self.shown.cell.carried((*at - first) as u64, out.len() - HEADER_SIZE);
-        self.turn.iter_mut().for_each(|turn| turn.spent(out.len()));
+        let slots = (*at - first) as u64;
+        self.shown.cell.carried(slots, out.len() - HEADER_SIZE);
+        self.turn.iter_mut().for_each(|turn| turn.spent(out.len(), slots));
         Ok(Next::Frame)
     }
 
@@ -354,7 +355,7 @@ impl Attached {
         self.flow = Flow::Scan(ScanSender::new(env.store, self.shard, range, env.now));
         let (pace, now) = (&env.registry.pace, env.now.monotonic);
         self.is_drained = false;
-        self.turn.get_or_insert_with(|| Turn::of_overflow(pace, now));
+        self.turn.get_or_insert_with(|| Turn::of_overflow(pace, through, now));
         self.consistent_at = Seq::MAX;
         self.shown.cell.set_phase(Phase::Scan);
     }

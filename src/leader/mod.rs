@@ -15,6 +15,7 @@ pub mod pool;
 pub mod registry;
 mod scan;
 mod stream;
+mod writes;
 
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub struct Options {
     pub ack_window_bytes_max: u64,
     /// Bytes per second that all scans may send together; 0 = no limit.
     pub scan_bytes_per_second_max: u64,
+    /// The same while clients write; scans may always send more than clients write, so that they end. 0 = no limit.
+    pub scan_bytes_per_second_busy: u64,
     /// Scans of links that do not stream yet, at one time; others wait in phase queued; 0 = no limit.
     pub scans_max: usize,
     /// Payload of a scan batch; one record always fits.
@@ -75,6 +78,7 @@ impl Default for Options {
             ring_bytes: 4 << 20,
             ack_window_bytes_max: 1 << 20,
             scan_bytes_per_second_max: 0,
+            scan_bytes_per_second_busy: 96 << 20,
             scans_max: 0,
             scan_batch_bytes_max: 64 << 10,
             stream_batch_bytes_max: PAYLOAD_SIZE_MAX,

@@ -6,6 +6,9 @@
 //! The rate is shared evenly by the scans under way, whichever kind they are, so none starves; what a slow
 //! follower leaves of its share is left over.
 //!
+//! While clients write, scans take no more than a share of what the machine can do: their rate is the higher of
+//! a fixed one and some more than what is written. The second makes a scan end: each round has less to send.
+//!
 //! No clock and no sleep here: a scan that may not go on is told when to ask again.
 
 use std::sync::Arc;
@@ -15,6 +18,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::Options;
+use super::writes::Writes;
+use crate::slot::Seq;
+use crate::units::float;
 
 /// How soon a scan without a place asks again.
 const PLACE_RETRY: Duration = Duration::from_millis(10);
@@ -25,12 +31,16 @@ const SAVED_MAX: Duration = Duration::from_millis(200);
 /// Shortest and longest time until a scan without bytes asks again; the longest, since its share may grow.
 const BYTES_RETRY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(500));
 
+/// Slots that scans may send for each one that clients write meanwhile.
+const SLOTS_PER_WRITE: f64 = 1.5;
+
 /// What all scans of a leader share.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     places: Mutex<Places>,
     /// Scans that are sending.
     sending: AtomicU64,
+    writes: Writes,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +61,10 @@ pub(super) struct Turn {
     bytes_left: f64,
     counted_at: Duration,
     retry_at: Option<Duration>,
+    /// The shard's head when it was looked at last.
+    head: Seq,
+    sent_bytes: u64,
+    sent_slots: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,23 +76,32 @@ enum Place {
 
 impl Turn {
     /// For a link that begins: its scan needs a place.
-    pub(super) fn first(pace: &Arc<Pace>, now: Duration) -> Self {
+    pub(super) fn first(pace: &Arc<Pace>, head: Seq, now: Duration) -> Self {
         let mut places = pace.places.lock();
         places.last_ticket += 1;
         let ticket = places.last_ticket;
         places.queue.push((ticket, now));
         drop(places);
-        Self::new(pace, Place::Queued { ticket }, now)
+        Self::new(pace, Place::Queued { ticket }, head, now)
     }
 
     /// For a link whose ring has overflowed.
-    pub(super) fn of_overflow(pace: &Arc<Pace>, now: Duration) -> Self {
-        Self::new(pace, Place::Unneeded, now)
+    pub(super) fn of_overflow(pace: &Arc<Pace>, head: Seq, now: Duration) -> Self {
+        Self::new(pace, Place::Unneeded, head, now)
     }
 
-    fn new(pace: &Arc<Pace>, place: Place, now: Duration) -> Self {
-        let pace = Arc::clone(pace);
-        Self { pace, place, is_sending: false, bytes_left: 1.0, counted_at: now, retry_at: None }
+    fn new(pace: &Arc<Pace>, place: Place, head: Seq, now: Duration) -> Self {
+        Self {
+            pace: Arc::clone(pace),
+            place,
+            is_sending: false,
+            bytes_left: 1.0,
+            counted_at: now,
+            retry_at: None,
+            head,
+            sent_bytes: 0,
+            sent_slots: 0,
+        }
     }
 
     /// Whether the scan waits for a place.
@@ -91,9 +114,11 @@ impl Turn {
         self.retry_at
     }
 
-    /// Whether a batch may be sent now.
-    pub(super) fn ask(&mut self, options: &Options, now: Duration) -> bool {
+    /// Whether a batch may be sent now; `head` is the shard's.
+    pub(super) fn ask(&mut self, options: &Options, head: Seq, now: Duration) -> bool {
         self.retry_at = None;
+        let written = head.0 - std::mem::replace(&mut self.head, head).0;
+        let writes_per_second = self.pace.writes.seen(written, now);
         if let Place::Queued { ticket } = self.place {
             if !self.pace.places.lock().admits(ticket, options.scans_max, now) {
                 self.retry_at = Some(now + PLACE_RETRY);
@@ -106,11 +131,12 @@ impl Turn {
             self.is_sending = true;
             self.pace.sending.fetch_add(1, Ordering::Relaxed);
         }
-        if options.scan_bytes_per_second_max == 0 {
+        let Some(rate) = self.rate(options, writes_per_second) else {
+            (self.bytes_left, self.counted_at) = (1.0, now);
             return true;
-        }
+        };
         let sending = self.pace.sending.load(Ordering::Relaxed).max(1);
-        let share = crate::units::float(options.scan_bytes_per_second_max) / crate::units::float(sending);
+        let share = rate / float(sending);
         let earned = share * now.saturating_sub(self.counted_at).as_secs_f64();
         self.counted_at = now;
         self.bytes_left = (self.bytes_left + earned).min((share * SAVED_MAX.as_secs_f64()).max(1.0));
@@ -122,9 +148,22 @@ impl Turn {
         false
     }
 
-    /// A batch of so many bytes was made.
-    pub(super) fn spent(&mut self, bytes: usize) {
-        self.bytes_left -= crate::units::float(bytes as u64);
+    /// Bytes a second that all scans may send together; none = no limit.
+    fn rate(&self, options: &Options, writes_per_second: f64) -> Option<f64> {
+        let limit = |rate: u64| (rate > 0).then(|| float(rate));
+        let slot = float(self.sent_bytes) / float(self.sent_slots.max(1));
+        let busy = limit(options.scan_bytes_per_second_busy)
+            .filter(|_| writes_per_second > 0.0)
+            .map(|busy| busy.max(SLOTS_PER_WRITE * writes_per_second * slot));
+        let most = limit(options.scan_bytes_per_second_max);
+        busy.into_iter().chain(most).min_by(f64::total_cmp)
+    }
+
+    /// A batch of so many bytes and slots was made.
+    pub(super) fn spent(&mut self, bytes: usize, slots: u64) {
+        self.bytes_left -= float(bytes as u64);
+        self.sent_bytes += bytes as u64;
+        self.sent_slots += slots;
     }
 
     /// The scan is through; the place is kept, since another may follow before the link streams.
@@ -178,20 +217,20 @@ mod tests {
     #[test]
     fn without_limits_every_scan_goes_at_once() {
         let pace = Arc::new(Pace::default());
-        let mut turns: Vec<_> = (0..9).map(|_| Turn::first(&pace, ms(0))).collect();
+        let mut turns: Vec<_> = (0..9).map(|_| Turn::first(&pace, Seq::ZERO, ms(0))).collect();
         for turn in turns.iter_mut().rev() {
-            assert!(turn.ask(&options(0, 0), ms(0)));
-            turn.spent(1 << 30);
-            assert!(turn.ask(&options(0, 0), ms(0)) && turn.retry_at().is_none());
+            assert!(turn.ask(&options(0, 0), Seq::ZERO, ms(0)));
+            turn.spent(1 << 30, 1);
+            assert!(turn.ask(&options(0, 0), Seq::ZERO, ms(0)) && turn.retry_at().is_none());
         }
     }
 
     #[test]
     fn scans_have_their_places_in_order_and_give_them_back() {
         let (pace, options) = (Arc::new(Pace::default()), options(2, 0));
-        let mut turns: Vec<_> = (0..5).map(|_| Some(Turn::first(&pace, ms(0)))).collect();
+        let mut turns: Vec<_> = (0..5).map(|_| Some(Turn::first(&pace, Seq::ZERO, ms(0)))).collect();
         let ask = |turns: &mut Vec<Option<Turn>>, index: usize, at: u64| {
-            turns[index].as_mut().unwrap().ask(&options, ms(at))
+            turns[index].as_mut().unwrap().ask(&options, Seq::ZERO, ms(at))
         };
         assert!(!ask(&mut turns, 4, 1), "four others came first");
         assert!(ask(&mut turns, 0, 1) && ask(&mut turns, 1, 1));
@@ -204,8 +243,8 @@ mod tests {
         turns[2] = None;
         assert!(ask(&mut turns, 4, 1_500), "the fourth has not asked for long");
         assert!(ask(&mut turns, 3, 1_501));
-        let mut overflow = Turn::of_overflow(&pace, ms(1_501));
-        assert!(overflow.ask(&options, ms(1_501)), "a streaming link waits for no place");
+        let mut overflow = Turn::of_overflow(&pace, Seq::ZERO, ms(1_501));
+        assert!(overflow.ask(&options, Seq::ZERO, ms(1_501)), "a streaming link waits for no place");
         assert_eq!(pace.places.lock().taken, 2);
         turns.clear();
         drop(overflow);
@@ -217,14 +256,17 @@ mod tests {
         const BATCH: usize = 64 << 10;
         const RATE: u64 = 4 << 20;
         let (pace, options) = (Arc::new(Pace::default()), options(0, RATE));
-        let mut turns =
-            [Turn::first(&pace, ms(0)), Turn::first(&pace, ms(0)), Turn::of_overflow(&pace, ms(0))];
+        let mut turns = [
+            Turn::first(&pace, Seq::ZERO, ms(0)),
+            Turn::first(&pace, Seq::ZERO, ms(0)),
+            Turn::of_overflow(&pace, Seq::ZERO, ms(0)),
+        ];
         let mut sent = [0_usize; 3];
         // The first always asks first, as often as it likes.
         for at in 0..10_000 {
             for (turn, sent) in turns.iter_mut().zip(&mut sent) {
-                while turn.ask(&options, ms(at)) {
-                    turn.spent(BATCH);
+                while turn.ask(&options, Seq::ZERO, ms(at)) {
+                    turn.spent(BATCH, 1);
                     *sent += BATCH;
                 }
                 assert!(turn.retry_at().unwrap() > ms(at));
@@ -238,8 +280,8 @@ mod tests {
         let before = sent[0];
         let mut after = before;
         for at in 20_000..21_000 {
-            while turns[0].ask(&options, ms(at)) {
-                turns[0].spent(BATCH);
+            while turns[0].ask(&options, Seq::ZERO, ms(at)) {
+                turns[0].spent(BATCH, 1);
                 after += BATCH;
             }
         }
@@ -250,12 +292,39 @@ mod tests {
     #[test]
     fn a_batch_larger_than_a_second_of_the_rate_is_paid_for_later() {
         let (pace, options) = (Arc::new(Pace::default()), options(0, 1_000));
-        let mut turn = Turn::first(&pace, ms(0));
-        assert!(turn.ask(&options, ms(0)));
-        turn.spent(5_001);
-        assert!(!turn.ask(&options, ms(1)));
+        let mut turn = Turn::first(&pace, Seq::ZERO, ms(0));
+        assert!(turn.ask(&options, Seq::ZERO, ms(0)));
+        turn.spent(5_001, 1);
+        assert!(!turn.ask(&options, Seq::ZERO, ms(1)));
         assert_eq!(turn.retry_at(), Some(ms(501)), "its share may grow meanwhile");
-        assert!(!turn.ask(&options, ms(4_900)));
-        assert!(turn.ask(&options, ms(5_010)));
+        assert!(!turn.ask(&options, Seq::ZERO, ms(4_900)));
+        assert!(turn.ask(&options, Seq::ZERO, ms(5_010)));
+    }
+
+    #[test]
+    fn a_scan_leaves_room_for_writers_and_yet_outruns_them() {
+        const SLOT: usize = 100;
+        let options = Options { scan_bytes_per_second_busy: 4 << 20, ..Options::default() };
+        // Bytes that a scan sends in a second while clients write so much.
+        let sent_beside = |writes_per_ms: u64| {
+            let pace = Arc::new(Pace::default());
+            let (mut turn, mut sent) = (Turn::first(&pace, Seq::ZERO, ms(0)), 0);
+            for at in 0..2_000 {
+                // What a second of the scan's own work brings at most.
+                for _ in 0..1_000 {
+                    if !turn.ask(&options, Seq(at * writes_per_ms), ms(at)) {
+                        break;
+                    }
+                    turn.spent(10 * SLOT, 10);
+                    sent += if at < 1_000 { 0 } else { 10 * SLOT };
+                }
+            }
+            sent
+        };
+        assert_eq!(sent_beside(0), 1_000 * 1_000 * 10 * SLOT, "nobody writes: nothing is held back");
+        assert_eq!(sent_beside(9), sent_beside(0), "next to nobody");
+        assert!(sent_beside(11).abs_diff(4 << 20) < 1 << 18, "{}", sent_beside(11));
+        let (beside_many, many) = (sent_beside(1_000), 1_000 * 1_000 * SLOT * 3 / 2);
+        assert!(beside_many.abs_diff(many) < many / 10, "{beside_many}");
     }
 }

@@ -297,6 +297,7 @@ impl Base {
                 ring_bytes: lead.ring_size.unwrap_or_else(|| leader::ring_bytes_for(&store.geometry())),
                 ack_window_bytes_max: lead.ack_window as u64,
                 scan_bytes_per_second_max: common.replication.scan_rate_max.unwrap_or(0) as u64,
+                scan_bytes_per_second_busy: common.replication.scan_rate_busy as u64,
                 scans_max: common.replication.scans_max.map_or(0, usize::from),
                 resp_port,
                 ..leader::Options::default()

@@ -37,7 +37,7 @@ use index::{Index, IndexWindow};
 /// Where the redo record lies.
 pub const REDO_OFFSET: usize = header::HEADER_PAGE_SIZE;
 /// Slots that share a summary: small, so that a delta of scattered slots reads little beside them.
-pub const BLOCK_SLOTS: u32 = 16;
+pub const BLOCK_SLOTS: u32 = 8;
 
 const PAGE_SIZE: usize = 4096;
 const GROWTH_MIN: usize = 64 << 10;

@@ -11,6 +11,9 @@ use super::{BLOCK_SLOTS, Shard};
 // Blocks looked at under one lock: a few microseconds where nothing changed.
 const STEP_BLOCKS_MAX: u32 = 4096;
 const STEP_SLOTS_MAX: u32 = 1024;
+// How far ahead of a changed block the next one is looked for.
+const AHEAD_BLOCKS_MAX: u32 = 64;
+const AHEAD_CHANGED: usize = 4;
 
 /// A scan's place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +56,7 @@ impl Shard {
         out: &mut Vec<u8>,
         bytes_max: usize,
     ) -> Result<bool, (SlotIndex, SlotError)> {
-        let (mut blocks, mut slots) = (0, 0);
+        let (mut blocks, mut slots, mut ahead) = (0, 0, 0);
         while scan.next < scan.end {
             let block = scan.next.0 / BLOCK_SLOTS;
             let block_end = SlotIndex(((block + 1) * BLOCK_SLOTS).min(scan.end.0));
@@ -65,6 +68,10 @@ impl Shard {
                 }
                 continue;
             }
+            if ahead <= block {
+                ahead = (0..AHEAD_CHANGED).fold(block + 1, |ahead, _| self.prefetch_changed(scan, ahead));
+            }
+            ahead = self.prefetch_changed(scan, ahead);
             while scan.next < block_end {
                 if !out.is_empty() && out.len() + self.geometry().image_size_max() > bytes_max {
                     return Ok(true);
@@ -79,6 +86,18 @@ impl Shard {
             }
         }
         Ok(false)
+    }
+
+    /// Prefetches the first changed block in a range, so that its lines come while the one before it is
+    /// checked; returns the block behind it.
+    fn prefetch_changed(&self, scan: &Scan, from: u32) -> u32 {
+        let until = (from + AHEAD_BLOCKS_MAX).min(scan.end.0.div_ceil(BLOCK_SLOTS));
+        let Some(block) = (from..until).find(|block| self.blocks[*block as usize] > scan.since.0) else {
+            return until.max(from);
+        };
+        let slots = block * BLOCK_SLOTS..((block + 1) * BLOCK_SLOTS).min(scan.end.0);
+        slots.for_each(|slot| self.prefetch_slot(SlotIndex(slot)));
+        block + 1
     }
 
     #[inline]
