@@ -103,9 +103,9 @@ fn take_order(
         (Order::AbortFailover, FailoverState::None) => {
             answer(Err("ERR No failover in progress.".to_owned()));
         }
+        (Order::AbortFailover, _) if abort.ask() => answer(Ok("OK".to_owned())),
         (Order::AbortFailover, _) => {
-            abort.ask();
-            answer(Ok("OK".to_owned()));
+            answer(Err("ERR FAILOVER is past the point where it can be aborted.".to_owned()));
         }
         (Order::Failover { .. }, FailoverState::WaitingForSync | FailoverState::InProgress) => {
             answer(Err("ERR FAILOVER already in progress.".to_owned()));
@@ -155,7 +155,7 @@ impl Roles {
                 match Switchover::new(&self.parts, self.leader().is_some(), to) {
                     Err(error) => Err(error),
                     Ok(switchover) => {
-                        self.abort.forget();
+                        self.abort.open();
                         self.parts.node.control.set_failover(FailoverState::WaitingForSync);
                         answer(Ok("OK".to_owned()));
                         return self.hand_over(switchover, timeout.unwrap_or(SWITCHOVER_TIMEOUT));

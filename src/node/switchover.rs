@@ -13,7 +13,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -23,8 +23,9 @@ use super::role::Parts;
 use super::roles::ASK_TIMEOUT;
 use crate::follower::{self, ProbeError};
 use crate::inspect::ask::{AskError, Asked, bracketed};
-use crate::links::{LinkCell, Phase};
+use crate::links::{LinkCell, Links, Phase};
 use crate::resp::FailoverState;
+use crate::store::Store;
 use crate::wire::RefuseCode;
 
 /// How long a follower that was told to lead is asked whether it does.
@@ -32,22 +33,36 @@ const VERDICT_PATIENCE: Duration = Duration::from_secs(10);
 const VERDICT_INTERVAL: Duration = Duration::from_millis(50);
 /// Acks wake the wait; phases and the abort are looked at this often.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+const ABORTED: &str = "a client sent FAILOVER ABORT";
 
-/// A wish to give up, from any thread.
+/// A wish to give up, from any thread: heard until the follower is about to be told to lead, refused then.
 #[derive(Clone, Default)]
-pub(super) struct Abort(Arc<AtomicBool>);
+pub(super) struct Abort(Arc<AtomicU8>);
 
 impl Abort {
-    pub(super) fn ask(&self) {
-        self.0.store(true, Ordering::Release);
+    const TOO_LATE: u8 = 0;
+    const POSSIBLE: u8 = 1;
+    const ASKED: u8 = 2;
+
+    /// Whether the hand-over under way will be given up.
+    pub(super) fn ask(&self) -> bool {
+        let (order, old) = (Ordering::AcqRel, Self::POSSIBLE);
+        let swapped = self.0.compare_exchange(old, Self::ASKED, order, Ordering::Acquire);
+        swapped.is_ok() || swapped == Err(Self::ASKED)
     }
 
-    pub(super) fn forget(&self) {
-        self.0.store(false, Ordering::Release);
+    /// A hand-over begins.
+    pub(super) fn open(&self) {
+        self.0.store(Self::POSSIBLE, Ordering::Release);
+    }
+
+    /// Nobody can give up from now on; false if somebody has.
+    fn close(&self) -> bool {
+        self.0.swap(Self::TOO_LATE, Ordering::AcqRel) != Self::ASKED
     }
 
     fn is_asked(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.load(Ordering::Acquire) == Self::ASKED
     }
 }
 
@@ -149,8 +164,7 @@ impl Switchover {
         parts.store.stop_writes();
         let ended = self.hand_over(parts, memory, abort, deadline, held_at);
         if matches!(ended, Ended::GivenUp { .. }) {
-            // Unless somebody else was found to lead meanwhile.
-            parts.store.set_read_only(parts.links.superseded_by_epoch().is_some());
+            take_writes_again(&parts.store, &parts.links);
         } else {
             parts.show(Some(&self.target));
         }
@@ -172,6 +186,9 @@ impl Switchover {
         let given_up = |reason: String| Ended::GivenUp { reason, pause: held_at.elapsed() };
         if let Err(reason) = wait(parts, abort, deadline, || behind(parts, node_id)) {
             return given_up(reason);
+        }
+        if !abort.close() {
+            return given_up(ABORTED.to_owned());
         }
         let follow = Remembered::Follower(self.target.clone());
         if let Err(error) = memory.keep(&follow) {
@@ -210,6 +227,20 @@ impl Switchover {
             std::thread::sleep(VERDICT_INTERVAL);
         }
         Verdict::Silent(last.to_string())
+    }
+}
+
+/// Lets a store that stopped taking writes take them again, unless somebody else was found to lead.
+fn take_writes_again(store: &Store, links: &Links) {
+    if links.superseded_by_epoch().is_some() {
+        return;
+    }
+    store.set_read_only(false);
+    // A link that hears of a newer epoch marks it first and stops writes then. So does this look for the mark
+    // last: whichever comes second finds what the other has done.
+    fence(Ordering::SeqCst);
+    if links.superseded_by_epoch().is_some() {
+        store.stop_writes();
     }
 }
 
@@ -256,7 +287,7 @@ fn wait(
     loop {
         let Some(reason) = lacks() else { return Ok(()) };
         if abort.is_asked() {
-            return Err("a client sent FAILOVER ABORT".to_owned());
+            return Err(ABORTED.to_owned());
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -265,5 +296,50 @@ fn wait(
         // An Ack of a head wakes us; a phase is looked at now and then.
         let heads = parts.store.shards().map(|shard| (shard, parts.store.head(shard))).collect();
         parts.links.wait(heads, |_| lacks().is_none().then_some(())).block(left.min(LOOK_INTERVAL));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slot::Geometry;
+    use crate::store::Options;
+
+    #[test]
+    fn a_hand_over_is_given_up_only_before_the_follower_is_told() {
+        let abort = Abort::default();
+        assert!(!abort.ask(), "nothing is under way");
+        abort.open();
+        assert!(abort.ask() && abort.ask() && abort.is_asked());
+        assert!(!abort.close(), "it was given up");
+        abort.open();
+        assert!(abort.close());
+        assert!(!abort.ask() && !abort.is_asked(), "the follower may have been told");
+    }
+
+    /// However a link and the end of a hand-over come between each other, no replaced leader takes writes.
+    #[test]
+    fn a_leader_that_was_replaced_meanwhile_takes_no_writes_again() {
+        let geometry = Geometry { shard_count: 1, key_size_max: 8, value_size_max: 8, shard_prefix_bits: 0 };
+        let options = Options::memory(geometry, 16);
+        let store = Store::open(std::path::Path::new("memory"), options).expect("a store in memory");
+        for round in 1..=2_000 {
+            let links = Links::new();
+            store.stop_writes();
+            let start = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    start.wait();
+                    if links.supersede(round) {
+                        store.stop_writes();
+                    }
+                });
+                start.wait();
+                take_writes_again(&store, &links);
+            });
+            assert!(store.is_read_only(), "round {round}");
+        }
+        take_writes_again(&store, &Links::new());
+        assert!(store.put(b"key", b"value").is_ok());
     }
 }

@@ -123,6 +123,8 @@ fn writes_wait_for_a_slow_order_and_are_then_refused() {
     assert_eq!(info(&first, "master_failover_state"), "failover-in-progress");
     let busy = first.client().call(&["FAILOVER"]).text();
     assert_eq!(busy, "ERR FAILOVER already in progress.");
+    let late = first.client().call(&["FAILOVER", "ABORT"]).text();
+    assert_eq!(late, "ERR FAILOVER is past the point where it can be aborted.");
     assert_eq!(replicaof(&first, &second), "ERR REPLICAOF not allowed while failing over.");
     let mut writer = write_later(&first);
     assert_eq!(first.client().call(&["GET", "key-1"]).text(), "before", "reads do not wait");
