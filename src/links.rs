@@ -359,6 +359,9 @@ impl Links {
         let is_news = self.superseded_by_epoch.fetch_max(epoch, Ordering::Relaxed) < epoch;
         // Who lets the store take writes again looks for the mark after that, behind a fence of its own.
         fence(Ordering::SeqCst);
+        if is_news {
+            self.notices.tell(Notice::Superseded);
+        }
         is_news
     }
 

@@ -183,10 +183,10 @@ pub struct StatusArgs {
 /// `slotstream promote`.
 #[derive(Debug, Args)]
 pub struct PromoteArgs {
-    /// Redis address of the follower
+    /// Redis address of the follower, or of a leader that was replaced
     #[arg(value_name = "ADDR", value_parser = value::host_port)]
     pub node: String,
-    /// Also while its leader is there and leads
+    /// Also while its leader is there and leads, and where it led and was replaced
     #[arg(long)]
     pub force: bool,
 }

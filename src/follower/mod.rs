@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 pub use link::{Env, Link, LinkError};
 pub use pool::{Follower, NotHeld};
-pub use probe::{LeaderInfo, ProbeError, probe};
+pub use probe::{LeaderInfo, ProbeError, probe, tell_epoch};
 
 use crate::slot::ShardIndex;
 use crate::wire::frame::{HEADER_SIZE, PAYLOAD_SIZE_MAX};

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::slot::{Geometry, Seq};
 use crate::wire::frame::{FrameDecoder, FrameError, Kind, PREAMBLE, Side};
-use crate::wire::message::{Hello, MessageError, Refuse, SHARD_PROBE, VERSION, Welcome};
+use crate::wire::message::{Hello, MessageError, Refuse, RefuseCode, SHARD_PROBE, VERSION, Welcome};
 
 const RECEIVE_BUFFER_SIZE: usize = 64 * 1024;
 
@@ -109,6 +109,20 @@ impl ProbeError {
 
 /// Asks the leader at `address` (`HOST:PORT`) for its store's identity and sizes.
 pub fn probe(address: &str, timeout: Duration) -> Result<LeaderInfo, ProbeError> {
+    ask(address, Uuid::nil(), 0, timeout)
+}
+
+/// Tells the leader at `address` of an epoch that its store has reached elsewhere.
+pub fn tell_epoch(address: &str, store_id: Uuid, epoch: u64, timeout: Duration) -> Result<(), ProbeError> {
+    match ask(address, store_id, epoch, timeout) {
+        Ok(_) => Ok(()),
+        // That is how it says that it has heard.
+        Err(ProbeError::Refused { refuse, .. }) if refuse.code == RefuseCode::OldEpoch => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn ask(address: &str, store_id: Uuid, epoch: u64, timeout: Duration) -> Result<LeaderInfo, ProbeError> {
     let deadline = Instant::now() + timeout;
     let mut stream = connect(address, deadline)?;
     let io_error = |error: io::Error| match error.kind() {
@@ -118,7 +132,7 @@ pub fn probe(address: &str, timeout: Duration) -> Result<LeaderInfo, ProbeError>
         _ => ProbeError::Connect { address: address.to_owned(), error },
     };
     stream.set_write_timeout(Some(left(deadline))).map_err(io_error)?;
-    stream.write_all(&hello()).map_err(io_error)?;
+    stream.write_all(&hello(store_id, epoch)).map_err(io_error)?;
     let mut decoder = FrameDecoder::new(Side::Follower, RECEIVE_BUFFER_SIZE);
     loop {
         match decoder.next() {
@@ -168,7 +182,7 @@ fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }
 
-fn hello() -> Vec<u8> {
+fn hello(store_id: Uuid, epoch: u64) -> Vec<u8> {
     let mut bytes = PREAMBLE.to_vec();
     let hello = Hello {
         version_min: VERSION,
@@ -176,9 +190,9 @@ fn hello() -> Vec<u8> {
         shard: SHARD_PROBE,
         resp_port: 0,
         geometry: None,
-        store_id: Uuid::nil(),
+        store_id,
         follower_id: Uuid::nil(),
-        epoch: 0,
+        epoch,
         watermark: Seq::ZERO,
         head: Seq::ZERO,
         scan_place: None,

@@ -18,6 +18,8 @@ pub struct NodeInfo {
     pub node_id: String,
     /// Whom it follows, `HOST:PORT` of that one's Redis port; `None`: it leads.
     pub follows: Option<String>,
+    /// Of a leader that was replaced and takes no writes: the newer epoch.
+    pub superseded_by_epoch: Option<u64>,
     /// Where it takes followers, or would.
     pub replication_port: u16,
     /// `no-failover`, or how far a hand-over is.
@@ -150,6 +152,9 @@ fn parse(text: &str, address: SocketAddr) -> Result<NodeInfo, String> {
         run_id: wanted("run_id")?,
         node_id: wanted("slotstream_node_id")?,
         follows,
+        superseded_by_epoch: field("slotstream_superseded_by_epoch")
+            .and_then(|epoch| epoch.parse().ok())
+            .filter(|epoch| *epoch != 0),
         replication_port: replication_port.parse().map_err(|_| missing("slotstream_replication_port"))?,
         failover: wanted("master_failover_state")?,
         last_failover: field("slotstream_last_failover").unwrap_or_default(),

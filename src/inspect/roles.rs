@@ -5,7 +5,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use super::Verdict;
-use super::ask::{AskError, Asked};
+use super::ask::{AskError, Asked, NodeInfo};
 
 /// How long a node may take for one answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -27,6 +27,17 @@ pub enum RoleError {
     LeaderThere {
         /// The leader.
         leader: String,
+    },
+    /// It led, and does not any more.
+    #[error(
+        "{node} led and was replaced: another node leads in epoch {epoch}, and two leaders lose writes; let it follow \
+         that one, or promote with --force"
+    )]
+    Replaced {
+        /// The node.
+        node: String,
+        /// The newer epoch.
+        epoch: u64,
     },
     /// The target is no address of a Redis port.
     #[error("{found:?} is no HOST:PORT")]
@@ -55,19 +66,27 @@ pub enum RoleError {
     Write(#[from] std::io::Error),
 }
 
-/// Lets the node at `address` lead from what it holds; not while its leader is there, unless `by_force`.
+/// Lets the node at `address` lead from what it holds; not while its leader is there, or where it led
+/// and was replaced, unless `by_force`.
 pub fn promote(address: &str, by_force: bool, out: &mut impl Write) -> Result<Verdict, RoleError> {
     let mut node = Asked::new(address, PATIENCE)?;
-    let before = node.info.follows.clone();
+    let (before, superseded) = (node.info.follows.clone(), node.info.superseded_by_epoch);
+    if let Some(epoch) = superseded.filter(|_| !by_force) {
+        return Err(RoleError::Replaced { node: address.to_owned(), epoch });
+    }
+    let leads = |info: &NodeInfo| info.follows.is_none() && info.superseded_by_epoch.is_none();
     if let Some(leader) = before.as_ref().filter(|_| !by_force)
-        && Asked::new(leader, LEADER_PATIENCE).is_ok_and(|asked| asked.info.follows.is_none())
+        && Asked::new(leader, LEADER_PATIENCE).is_ok_and(|asked| leads(&asked.info))
     {
         return Err(RoleError::LeaderThere { leader: leader.clone() });
     }
     node.order(&["REPLICAOF", "NO", "ONE"])?;
-    match before {
-        None => writeln!(out, "{address} leads; it did so before")?,
-        Some(leader) => writeln!(out, "{address} leads; it followed {leader} until now")?,
+    match (before, superseded) {
+        (None, None) => writeln!(out, "{address} leads; it did so before")?,
+        (None, Some(epoch)) => {
+            writeln!(out, "{address} leads again, past epoch {epoch} that had replaced it")?
+        }
+        (Some(leader), _) => writeln!(out, "{address} leads; it followed {leader} until now")?,
     }
     Ok(Verdict::Good)
 }

@@ -43,9 +43,10 @@ pub fn print(nodes: &[String], json: bool, out: &mut impl Write) -> io::Result<V
     Ok(if unreachable == 0 { Verdict::Good } else { Verdict::Bad })
 }
 
-const HEADER: [&str; 10] = [
+const HEADER: [&str; 11] = [
     "node",
     "role",
+    "epoch",
     "shard",
     "phase",
     "seq",
@@ -69,10 +70,10 @@ pub fn table<'s>(statuses: impl Iterator<Item = &'s Status>) -> Table {
         }
         if status.shards.is_empty() {
             let state = "no store yet".to_owned();
-            table.add_row([status.node.clone(), status.role.as_str().to_owned(), String::new(), state]);
+            table.add_row([status.node.clone(), role(status), String::new(), String::new(), state]);
         }
     }
-    for column in [2, 4, 5, 6, 7, 8, 9] {
+    for column in [2, 3, 5, 6, 7, 8, 9, 10] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -80,12 +81,20 @@ pub fn table<'s>(statuses: impl Iterator<Item = &'s Status>) -> Table {
     table
 }
 
-fn shard_row(status: &Status, shard: &ShardStatus) -> [String; 10] {
+fn role(status: &Status) -> String {
+    match status.superseded_by_epoch {
+        None => status.role.as_str().to_owned(),
+        Some(epoch) => format!("{}, replaced by epoch {epoch}", status.role.as_str()),
+    }
+}
+
+fn shard_row(status: &Status, shard: &ShardStatus) -> [String; 11] {
     let follows = status.role == Role::Follower;
     let only = |text: String| if follows { text } else { "-".to_owned() };
     [
         status.node.clone(),
-        status.role.as_str().to_owned(),
+        role(status),
+        shard.epoch.to_string(),
         shard.shard.to_string(),
         phase(&shard.phase, shard.scan.as_ref()) + if shard.inconsistent { ", inconsistent" } else { "" },
         shard.applied_seq.to_string(),
@@ -97,7 +106,7 @@ fn shard_row(status: &Status, shard: &ShardStatus) -> [String; 10] {
     ]
 }
 
-fn link_row(link: &LinkStatus) -> [String; 10] {
+fn link_row(link: &LinkStatus) -> [String; 11] {
     let used = units::bytes(link.ring_used);
     // The name under which the follower's own rows stand, where it has one.
     let mut node = link.peer;
@@ -107,6 +116,7 @@ fn link_row(link: &LinkStatus) -> [String; 10] {
     [
         format!("  to {node}"),
         "link".to_owned(),
+        "-".to_owned(),
         link.shard.to_string(),
         phase(&link.phase, link.scan.as_ref()),
         link.applied_seq.to_string(),

@@ -13,6 +13,8 @@ pub enum Notice {
         /// Where that one takes followers.
         leader: String,
     },
+    /// A leader's: a newer epoch has begun. [`super::Links::superseded_by_epoch`] says which.
+    Superseded,
 }
 
 /// The way from links to their node.

@@ -28,8 +28,13 @@ pub(super) struct LeaderAt {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "role", rename_all = "snake_case")]
 pub(super) enum Remembered {
-    /// It was promoted: every shard had passed the check, so a promotion that was cut short is finished.
-    Leader,
+    /// It was promoted: every shard had passed the check, so a promotion that was cut short is finished. Or it
+    /// led all the time, and was replaced.
+    Leader {
+        /// It has heard of this epoch, which another one leads in, and takes no writes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        superseded_by_epoch: Option<u64>,
+    },
     /// It follows.
     Follower(LeaderAt),
 }
@@ -102,10 +107,14 @@ mod tests {
         let memory = |started_as: &str| Memory::new(directory.path(), started_as.to_owned());
         assert_eq!(memory("leader").recall().expect("none"), None);
         let at = LeaderAt { replication: "a:8379".to_owned(), resp_port: 6379 };
-        for role in [Remembered::Leader, Remembered::Follower(at)] {
+        let leader = |superseded_by_epoch| Remembered::Leader { superseded_by_epoch };
+        for role in [leader(None), leader(Some(7)), Remembered::Follower(at)] {
             memory("leader").keep(&role).expect("kept");
             assert_eq!(memory("leader").recall().expect("read"), Some(role));
         }
+        let older = "{\"role\":\"leader\",\"started_as\":\"leader\"}";
+        fs::write(directory.path().join("role.json"), older).expect("written");
+        assert_eq!(memory("leader").recall().expect("read"), Some(leader(None)));
         assert_eq!(memory("follower of b:8379").recall().expect("forgotten"), None);
         assert_eq!(memory("leader").recall().expect("gone"), None);
         fs::write(directory.path().join("role.json"), "{\"role\":\"king\"}").expect("written");

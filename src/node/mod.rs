@@ -60,22 +60,24 @@ pub fn lead(options: &config::Leader) -> anyhow::Result<()> {
     let started_as = if options.promote { "leader --promote" } else { "leader" };
     let memory = Memory::new(&base.data_dir, started_as.to_owned());
     let start = Instant::now();
-    let (store, leader) = match memory.recall()? {
+    let (store, role) = match memory.recall()? {
         Some(Remembered::Follower(mut leader)) => {
             say_recalled("follower", &base);
             let Some(store) = open::for_follower(&base, &mut leader, None)? else { return base.leave() };
-            (store, Some(leader))
+            (store, Remembered::Follower(leader))
         }
-        Some(Remembered::Leader) => (finish_promotion(open::for_leader(options, &base)?)?, None),
+        Some(role @ Remembered::Leader { .. }) => {
+            (finish_promotion(open::for_leader(options, &base)?)?, role)
+        }
         None => {
             let store = open::for_leader(options, &base)?;
             take_the_lead(options, &store).with_context(|| base.data_dir.display().to_string())?;
-            (store, None)
+            (store, Remembered::Leader { superseded_by_epoch: None })
         }
     };
     log_store(&store, &base.data_dir, start.elapsed());
     let shards = store.shards().collect();
-    base.run(common, &options.lead, store, shards, leader, memory, None)
+    base.run(common, &options.lead, store, shards, role, memory, None)
 }
 
 /// Runs a node that is started as a follower until it is told to stop.
@@ -85,10 +87,10 @@ pub fn follow(options: &config::Follower) -> anyhow::Result<()> {
     let base = start_base(common, FOLLOWER_REPLICATION, Role::Follower, Some(given.clone()))?;
     let memory = Memory::new(&base.data_dir, format!("follower of {given}"));
     let start = Instant::now();
-    let (store, leader) = match memory.recall()? {
-        Some(Remembered::Leader) => {
+    let (store, role) = match memory.recall()? {
+        Some(role @ Remembered::Leader { .. }) => {
             say_recalled("leader", &base);
-            (finish_promotion(open::promoted(&base)?)?, None)
+            (finish_promotion(open::promoted(&base)?)?, role)
         }
         remembered => {
             let mut leader = LeaderAt { replication: given.clone(), resp_port: 0 };
@@ -100,14 +102,14 @@ pub fn follow(options: &config::Follower) -> anyhow::Result<()> {
             }
             let shards = options.shards.as_ref();
             let Some(store) = open::for_follower(&base, &mut leader, shards)? else { return base.leave() };
-            (store, Some(leader))
+            (store, Remembered::Follower(leader))
         }
     };
     log_store(&store, &base.data_dir, start.elapsed());
     let shards = open::carried(options.shards.as_ref(), &store)?;
     // Only whom somebody named: a leader that was moved to has been looked at.
-    let named = leader.as_ref().filter(|leader| leader.replication == given).map(|_| given);
-    base.run(common, &options.lead, store, shards, leader, memory, named)
+    let named = matches!(&role, Remembered::Follower(leader) if leader.replication == given).then_some(given);
+    base.run(common, &options.lead, store, shards, role, memory, named)
 }
 
 fn say_recalled(role: &str, base: &Base) {
@@ -154,9 +156,28 @@ fn check_store(leader: &str, info: &LeaderInfo, store: &Store) -> Result<(), Str
     ))
 }
 
+/// A leader that was replaced in its last life takes no writes, unless it has led on past that epoch.
+fn still_superseded(by_epoch: Option<u64>, store: &Store) -> Option<u64> {
+    let led = store.shards().map(|shard| store.stats(shard).epoch).min().unwrap_or(0);
+    let by_epoch = by_epoch.filter(|epoch| *epoch > led);
+    if let Some(epoch) = by_epoch {
+        tracing::error!(
+            epoch,
+            "this leader was replaced before it was stopped and takes no writes: let it follow the one that leads \
+             in that epoch (REPLICAOF), or lead again (slotstream promote --force)"
+        );
+    }
+    by_epoch
+}
+
+/// The newest epoch that the store has lived through.
+fn epoch_seen(store: &Store) -> u64 {
+    store.shards().map(|shard| store.stats(shard).epoch).max().unwrap_or(0)
+}
+
 /// A leader of an older epoch was replaced, and does not know it.
 fn check_epoch(leader: &str, info: &LeaderInfo, store: &Store) -> Result<(), String> {
-    let seen = store.shards().map(|shard| store.stats(shard).epoch).max().unwrap_or(0);
+    let seen = epoch_seen(store);
     if info.epoch >= seen {
         return Ok(());
     }
@@ -249,16 +270,18 @@ impl Base {
         lead: &config::Lead,
         store: Store,
         shards: Vec<ShardIndex>,
-        leader: Option<LeaderAt>,
+        role: Remembered,
         memory: Memory,
         named: Option<String>,
     ) -> anyhow::Result<()> {
         let store = Arc::new(store);
         let parts = self.parts(common, lead, &store, &shards)?;
         let node = Arc::clone(&parts.node);
-        let running = match leader {
-            None => Running::lead(&parts)?,
-            Some(leader) => Running::follow(&parts, leader)?,
+        let running = match role {
+            Remembered::Leader { superseded_by_epoch } => {
+                Running::lead(&parts, still_superseded(superseded_by_epoch, &store))?
+            }
+            Remembered::Follower(leader) => Running::follow(&parts, leader)?,
         };
         let server = self.start_resp(common, &store, node)?;
         self.view.serve(Arc::clone(&store), shards, server.counters());

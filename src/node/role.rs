@@ -47,11 +47,18 @@ enum Kind {
 }
 
 impl Running {
-    /// Leads: the store takes writes from the moment that followers can come.
-    pub(super) fn lead(parts: &Parts) -> anyhow::Result<Self> {
+    /// Leads: the store takes writes from the moment that followers can come, unless another one leads in a
+    /// newer epoch.
+    pub(super) fn lead(parts: &Parts, superseded_by_epoch: Option<u64>) -> anyhow::Result<Self> {
         let stop = Stop::new();
         parts.links.forget_superseded();
-        parts.store.set_read_only(false);
+        match superseded_by_epoch {
+            None => parts.store.set_read_only(false),
+            Some(epoch) => {
+                parts.links.supersede(epoch);
+                parts.store.stop_writes();
+            }
+        }
         let port = open_port(parts, None, &stop)?;
         let sweep =
             sweep::start(Arc::clone(&parts.store), &stop).context("no thread for the expiry sweep")?;

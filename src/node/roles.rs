@@ -30,6 +30,9 @@ const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long the handing over of the lead may take where nobody says.
 const SWITCHOVER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A leader that nobody has replaced.
+const LEADER: Remembered = Remembered::Leader { superseded_by_epoch: None };
+
 pub(super) enum Event {
     Order(Order, Answer),
     Notice(Notice),
@@ -133,6 +136,7 @@ impl Roles {
             match inbox.recv_timeout(LOOK_INTERVAL) {
                 Ok(Event::Order(order, answer)) => self.obey(order, answer)?,
                 Ok(Event::Notice(Notice::Moved { leader })) => self.move_to(leader)?,
+                Ok(Event::Notice(Notice::Superseded)) => self.remember_successor(),
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -179,14 +183,14 @@ impl Roles {
         // shards leaves a promotion that the next start finishes.
         let kept = match self.parts.store.check_promote() {
             Err(error) => Err(format!("this node cannot lead: {error}")),
-            Ok(()) => self.memory.keep(&Remembered::Leader).map_err(|error| format!("role.json: {error}")),
+            Ok(()) => self.memory.keep(&LEADER).map_err(|error| format!("role.json: {error}")),
         };
         if let Err(text) = kept {
             self.running = Some(Running::follow(&self.parts, leader)?);
             return Ok(Err(text));
         }
         self.parts.store.promote_rest().context("a shard has changed while nobody changes it")?;
-        self.running = Some(Running::lead(&self.parts)?);
+        self.running = Some(Running::lead(&self.parts, None)?);
         let epoch = self.parts.store.shards().map(|shard| self.parts.store.stats(shard).epoch).max();
         tracing::warn!(epoch, followed = leader.replication, "promoted: this node leads now");
         Ok(Ok("OK".to_owned()))
@@ -198,13 +202,29 @@ impl Roles {
             // Its links are of the epoch that ends here.
             self.stop_role();
             self.parts.store.lead_past(epoch);
-            self.running = Some(Running::lead(&self.parts)?);
+            if let Err(error) = self.memory.keep(&LEADER) {
+                // An epoch that the store is past means nothing at the next start.
+                tracing::warn!(%error, "role.json still says that this leader was replaced");
+            }
+            self.running = Some(Running::lead(&self.parts, None)?);
             tracing::warn!(
                 past = epoch,
                 "this node leads again, in a newer epoch than the one it had heard of"
             );
         }
         Ok(Ok("OK".to_owned()))
+    }
+
+    /// A leader that was replaced stays one that takes no writes, also after a restart.
+    fn remember_successor(&mut self) {
+        let superseded_by_epoch = self.parts.links.superseded_by_epoch();
+        // It may lead again by now, or follow.
+        if superseded_by_epoch.is_none() || self.leader().is_some() {
+            return;
+        }
+        if let Err(error) = self.memory.keep(&Remembered::Leader { superseded_by_epoch }) {
+            tracing::error!(%error, "role.json: a restart would let this leader take writes, and it was replaced");
+        }
     }
 
     /// Follows the node that answers Redis clients there.
@@ -242,8 +262,15 @@ impl Roles {
     /// Whether who takes followers there leads this node's store.
     fn check_leader(&self, replication: &str) -> Result<LeaderInfo, String> {
         let info = follower::probe(replication, ASK_TIMEOUT).map_err(|error| error.to_string())?;
-        super::check_store(replication, &info, &self.parts.store)?;
-        super::check_epoch(replication, &info, &self.parts.store)?;
+        let store = &self.parts.store;
+        super::check_store(replication, &info, store)?;
+        super::check_epoch(replication, &info, store).inspect_err(|_| {
+            // It was replaced: the sooner it knows, the fewer writes it takes that will be dropped.
+            let seen = super::epoch_seen(store);
+            if let Err(error) = follower::tell_epoch(replication, store.store_id(), seen, ASK_TIMEOUT) {
+                tracing::info!(%error, "a leader that was replaced could not be told");
+            }
+        })?;
         Ok(info)
     }
 

@@ -203,7 +203,8 @@ impl Switchover {
         match verdict {
             Verdict::Leads => Ended::Done { pause: held_at.elapsed() },
             Verdict::DoesNot(reason) => {
-                if let Err(error) = memory.keep(&Remembered::Leader) {
+                let superseded_by_epoch = parts.links.superseded_by_epoch();
+                if let Err(error) = memory.keep(&Remembered::Leader { superseded_by_epoch }) {
                     tracing::error!(%error, "role.json still says that this node follows: correct it before a restart");
                 }
                 given_up(reason)

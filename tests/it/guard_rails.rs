@@ -1,8 +1,8 @@
 //! A follower keeps its data from leaders that would take them away, says why, and gives in only when
 //! somebody says so by hand.
 
-use crate::harness::{Node, PATIENCE, assert_equal, stderr, wait_in_sync, wait_until};
-use crate::roles_at_run_time::{SIZES, replicaof, set};
+use crate::harness::{Node, PATIENCE, assert_equal, run, stderr, stdout, wait_in_sync, wait_until};
+use crate::roles_at_run_time::{SIZES, info, replicaof, set};
 
 /// Waits until every shard of the follower is refused, for this reason.
 #[track_caller]
@@ -20,6 +20,25 @@ fn wait_refused(follower: &Node, words: &str) {
     assert!(metrics.lines().any(|line| counted(&line) && !line.ends_with(" 0")), "{metrics}");
     assert_eq!(follower.get("/readyz").0, 503);
     assert_eq!(follower.client().call(&["GET", "key-1"]).text(), "precious");
+}
+
+/// All that is said of a leader that was replaced, and that it takes no writes.
+#[track_caller]
+fn assert_replaced(node: &Node, by_epoch: u64) {
+    assert_eq!(node.status()["superseded_by_epoch"], by_epoch);
+    assert_eq!(info(node, "slotstream_superseded_by_epoch"), by_epoch.to_string());
+    assert_eq!(info(node, "role"), "master");
+    let table = stdout(&run(&["status", &node.ports.http_listen.to_string()]));
+    assert!(table.contains(&format!("leader, replaced by epoch {by_epoch}")), "{table}");
+    let (code, metrics) = node.get("/metrics");
+    assert_eq!(code, 200);
+    assert!(metrics.contains(&format!("slotstream_superseded_by_epoch {by_epoch}\n")), "{metrics}");
+    assert_eq!((node.get("/leader").0, node.get("/readyz").0), (503, 503));
+    assert!(node.client().call(&["SET", "key-1", "x"]).text().starts_with("READONLY"));
+}
+
+fn promote(node: &Node, arguments: &[&str]) -> std::process::Output {
+    run(&[&["promote", &node.ports.listen.to_string()], arguments].concat())
 }
 
 /// A leader that came back without its data once emptied every follower of other systems.
@@ -41,7 +60,7 @@ fn an_emptied_leader_empties_nobody() {
     let id = leader.status()["store_id"].as_str().expect("an id").to_owned();
     let replication = leader.replication().to_string();
     let start = |accepted: &str| {
-        crate::harness::run(&[
+        run(&[
             "follower",
             "--data-dir",
             b.to_str().expect("utf-8"),
@@ -86,25 +105,35 @@ fn a_leader_of_an_older_epoch_is_refused() {
     assert_eq!(new.client().call(&["REPLICAOF", "NO", "ONE"]).text(), "OK");
     assert_eq!(replicaof(&follower, &new), "OK");
     wait_in_sync(&new, &follower);
-    // The old leader knows nothing of it.
+    // The old leader knows nothing of it, and hears of it by the order that is refused.
+    assert_eq!(old.client().call(&["SET", "key-1", "precious"]).text(), "OK");
     let refused = replicaof(&follower, &old);
     assert!(refused.ends_with("is in epoch 1, this node has seen epoch 2"), "{refused}");
+    assert_replaced(&old, 2);
     wait_in_sync(&new, &follower);
     // Nor does somebody who starts it at the old leader again.
     assert!(follower.terminate().0.success());
     std::fs::remove_file(c.join("role.json")).expect("the role given at run time");
     follower.restart();
-    wait_refused(&follower, "epoch");
+    wait_refused(&follower, "another one leads in epoch 2");
     assert!(follower.terminate().0.success());
-    // Now the old leader knows, and takes no more writes.
-    assert_eq!(old.status()["superseded_by_epoch"], 2);
-    assert_eq!(old.metric("slotstream_superseded_by_epoch"), 2.0);
-    assert_eq!((old.get("/leader").0, old.get("/readyz").0), (503, 503));
-    assert!(old.client().call(&["SET", "key-1", "x"]).text().starts_with("READONLY"));
     assert!(old.client().call(&["FAILOVER"]).text().contains("another one leads in epoch 2"));
-    // It leads again only if somebody starts it anew, or says so; and follows if somebody says so.
+    // However it ends, it comes back as what it was.
+    old.kill();
+    old.restart();
+    assert_replaced(&old, 2);
     assert!(old.terminate().0.success());
     old.restart();
+    assert_replaced(&old, 2);
+    assert!(old.log().contains("this leader was replaced before it was stopped"), "{}", old.log());
+    let refused = promote(&old, &[]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("another node leads in epoch 2"), "{}", stderr(&refused));
+    assert_replaced(&old, 2);
+    // Other arguments are somebody's word that it leads, in the epoch that it was in; and it follows if somebody
+    // says so.
+    assert!(old.terminate().0.success());
+    let old = Node::leader(&a, &["--promote"]);
     let id = old.status()["store_id"].as_str().expect("an id").to_owned();
     let adopted = Node::follower(&c, &old, &["--accept-store", &id]);
     wait_in_sync(&old, &adopted);
@@ -117,7 +146,7 @@ fn a_leader_of_an_older_epoch_is_refused() {
 fn a_leader_that_was_replaced_leads_again_when_told_to() {
     let root = tempfile::tempdir().expect("temp dir");
     let [a, b] = ["a", "b"].map(|name| root.path().join(name));
-    let old = Node::leader(&a, SIZES);
+    let mut old = Node::leader(&a, SIZES);
     let mut new = Node::follower(&b, &old, &[]);
     set(&old, 0..20, "precious");
     wait_in_sync(&old, &new);
@@ -128,9 +157,17 @@ fn a_leader_that_was_replaced_leads_again_when_told_to() {
     std::fs::remove_file(b.join("role.json")).expect("the role given at run time");
     new.restart();
     wait_refused(&new, "epoch");
-    assert!(old.client().call(&["SET", "key-1", "x"]).text().starts_with("READONLY"));
-    assert_eq!(old.client().call(&["REPLICAOF", "NO", "ONE"]).text(), "OK");
+    assert_replaced(&old, 2);
+    let forced = promote(&old, &["--force"]);
+    assert!(forced.status.success(), "{}", stderr(&forced));
+    assert_eq!(
+        stdout(&forced),
+        format!("{} leads again, past epoch 2 that had replaced it\n", old.ports.listen)
+    );
     assert_eq!(old.status()["superseded_by_epoch"], serde_json::Value::Null);
+    // Also after a restart.
+    old.kill();
+    old.restart();
     set(&old, 30..40, "precious");
     wait_in_sync(&old, &new);
     assert_eq!(old.metric("slotstream_epoch"), 3.0);

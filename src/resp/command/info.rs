@@ -266,6 +266,9 @@ fn replication(worker: &Worker, text: &mut String) -> std::fmt::Result {
 
 fn leader_lines(context: &Context, text: &mut String) -> std::fmt::Result {
     let followers = followers(&context.store, &context.links);
+    // Redis knows no master that takes no writes: who asks for more than the role is told here.
+    let epoch = context.links.superseded_by_epoch().unwrap_or(0);
+    write!(text, "slotstream_superseded_by_epoch:{epoch}\r\n")?;
     write!(text, "connected_slaves:{}\r\n", followers.len())?;
     for (index, follower) in followers.iter().enumerate() {
         // Clients drop a line with any other character than these fields hold: no blank, no underscore.
