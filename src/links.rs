@@ -122,6 +122,9 @@ pub struct LinkCell {
     phase: AtomicU8,
     /// Why the link is where it is: the last refusal or disconnect; empty when all is well.
     pub reason: Mutex<String>,
+    /// Follower: what its own store could not do (a full disk, say), from then on until a link streams: it
+    /// will not catch up before somebody has mended that. Empty when all is well.
+    pub trouble: Mutex<String>,
     /// Leader: the shard's head as last looked at. Follower: the leader's head as last heard.
     pub head_seq: AtomicU64,
     /// Leader: last seq the follower acknowledged as applied. Follower: its watermark.
@@ -162,6 +165,7 @@ impl LinkCell {
             shard,
             phase: AtomicU8::new(Phase::Connecting as u8),
             reason: Mutex::new(String::new()),
+            trouble: Mutex::new(String::new()),
             head_seq: AtomicU64::new(0),
             applied_seq: AtomicU64::new(0),
             received_seq: AtomicU64::new(0),
@@ -239,6 +243,8 @@ pub struct Totals {
     pub damaged_slots_met: AtomicU64,
     /// Frames, records or peers refused for what they sent.
     pub protocol_errors: AtomicU64,
+    /// Followers that the leader refused, by reason.
+    pub refusals: Mutex<std::collections::BTreeMap<&'static str, u64>>,
     /// Times a follower lost or failed to get a link, by reason (`closed`, `timeout`, `refused`,
     /// `protocol`, `connect`, `store`).
     pub reconnects: Mutex<std::collections::BTreeMap<&'static str, u64>>,

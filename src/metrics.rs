@@ -48,6 +48,7 @@ metrics! {
     FOLLOWER_LAG_RECORDS = Gauge "follower_lag_records", "Changes that a follower's shard still lacks.";
     FOLLOWER_LAG_BYTES = Gauge "follower_lag_bytes", "About what a delta would have to send to a follower's shard.";
     SHARD_INCONSISTENT = Gauge "shard_inconsistent", "1 while a follower's shard is inside a scan or never was in sync.";
+    SHARD_READY = Gauge "shard_ready", "1 while a shard is fit to serve; /readyz says why it is not.";
     FOLLOWER_ACKED_SEQ = Gauge "follower_acked_seq", "Last seq that a follower's shard has applied.";
     REPLICATION_SEQ = Gauge "replication_seq", "The leader's last seq of a shard; on a follower, as last heard.";
     REPLICATION_APPLIED_SEQ = Gauge "replication_applied_seq", "A follower's watermark of a shard.";
@@ -69,6 +70,7 @@ metrics! {
     REPLICATION_HEARTBEATS_SENT_TOTAL = Counter "replication_heartbeats_sent_total", "Heartbeats sent.";
     REPLICATION_HEARTBEATS_RECEIVED_TOTAL = Counter "replication_heartbeats_received_total", "Heartbeats received.";
     REPLICATION_PROTOCOL_ERRORS_TOTAL = Counter "replication_protocol_errors_total", "Frames, records or peers refused for what they sent.";
+    FOLLOWERS_REFUSED_TOTAL = Counter "followers_refused_total", "Links of followers that a leader refused, by reason.";
     RECONNECTS_TOTAL = Counter "reconnects_total", "Times a follower's link was made again, by reason.";
 
     RING_CAPACITY_BYTES = Gauge "ring_capacity_bytes", "Bytes that a link's ring holds at most.";

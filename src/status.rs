@@ -277,9 +277,11 @@ impl View {
             };
         };
         let link = self.link(cell, now);
+        let trouble = cell.trouble.lock().clone();
+        let is_well = trouble.is_empty();
         ShardStatus {
             phase: link.phase,
-            reason: link.reason,
+            reason: if link.reason.is_empty() { trouble } else { link.reason },
             applied_seq: link.applied_seq,
             leader_seq: link.head_seq,
             lag_records: link.lag_records,
@@ -287,11 +289,11 @@ impl View {
             lag_seconds: link.lag_seconds,
             inconsistent,
             // Once in sync it may serve what it holds, leader or no leader; `/follower?max_lag=` asks for
-            // more. One that is refused will not catch up by itself.
+            // more. One that is refused, or whose store takes no more, will not catch up by itself.
             ready: match cell.phase() {
                 Phase::Stream => true,
                 Phase::Refused => false,
-                _ => watermark > Seq::ZERO,
+                _ => watermark > Seq::ZERO && is_well,
             },
             scan: link.scan,
             ..base

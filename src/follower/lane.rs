@@ -73,6 +73,11 @@ impl LaneError {
             Self::Link(error) => error.as_str(),
         }
     }
+
+    /// Whether this node's own store is why, so that trying again mends nothing.
+    fn is_of_the_store(&self) -> bool {
+        self.as_str() == "store"
+    }
 }
 
 impl Lane {
@@ -145,6 +150,7 @@ impl Lane {
                 let had_streamed = up.has_streamed;
                 let result = up.turn(env).map_err(LaneError::from);
                 if up.has_streamed && !had_streamed {
+                    self.cell.trouble.lock().clear();
                     let watermark = up.link.watermark().0;
                     tracing::info!(shard = self.shard.0, leader = %self.cell.peer, watermark, "link streams");
                 }
@@ -241,6 +247,7 @@ impl Lane {
         cell.leader_resp_port.store(old.leader_resp_port.load(Relaxed), Relaxed);
         cell.set_phase(old.phase());
         cell.reason.lock().clone_from(&old.reason.lock());
+        cell.trouble.lock().clone_from(&old.trouble.lock());
         env.links.add(Arc::clone(&cell));
         env.links.remove(old);
         self.cell = cell;
@@ -313,6 +320,14 @@ impl Lane {
             tracing::debug!(shard, %leader, ?pause, "link: {reason}");
         } else if is_permanent {
             tracing::error!(shard, %leader, ?pause, "link: {reason}");
+        } else if error.is_of_the_store() {
+            let mut trouble = self.cell.trouble.lock();
+            if *trouble == reason {
+                tracing::debug!(shard, %leader, ?pause, "link: {reason}");
+            } else {
+                tracing::warn!(shard, %leader, ?pause, "link: {reason}: this follower does not catch up until that is mended");
+            }
+            trouble.clone_from(&reason);
         } else {
             tracing::info!(shard, %leader, ?pause, "link: {reason}");
         }

@@ -115,6 +115,9 @@ fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
 
 fn publish_shards(view: &View, store: &Store) {
     let (mut epoch, mut damaged) = (0, 0);
+    for shard in view.status().shards {
+        gauge!(names::SHARD_READY, "shard" => shard.shard.to_string()).set(f64::from(shard.ready));
+    }
     for &shard in view.shards() {
         let stats = store.stats(shard);
         let label = shard.to_string();
@@ -192,6 +195,9 @@ fn publish_totals(role: Role, totals: &Totals) {
         counter!(names::SCAN_SLOTS_SENT_TOTAL).absolute(read(&totals.scan_slots_sent));
         counter!(names::REPLICATION_SENT_BYTES_TOTAL).absolute(read(&totals.sent_bytes));
         counter!(names::REPLICATION_RECORDS_SENT_TOTAL).absolute(read(&totals.records_sent));
+        for (reason, count) in totals.refusals.lock().iter() {
+            counter!(names::FOLLOWERS_REFUSED_TOTAL, "reason" => *reason).absolute(*count);
+        }
     } else {
         counter!(names::REPLICATION_RECEIVED_BYTES_TOTAL).absolute(read(&totals.received_bytes));
         counter!(names::REPLICATION_RECORDS_APPLIED_TOTAL).absolute(read(&totals.records_applied));

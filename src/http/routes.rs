@@ -141,9 +141,11 @@ fn shard_state(shard: &ShardStatus) -> String {
         phase => phase,
     };
     let state = match &shard.scan {
-        Some(scan) => format!("{phase} ({} of {} slots)", scan.slots, scan.slots_total),
-        None if shard.reason.is_empty() => phase.to_owned(),
-        None => format!("{phase} ({})", shard.reason),
+        Some(scan) if shard.reason.is_empty() => {
+            format!("{phase} ({} of {} slots)", scan.slots, scan.slots_total)
+        }
+        _ if shard.reason.is_empty() => phase.to_owned(),
+        _ => format!("{phase} ({})", shard.reason),
     };
     if shard.inconsistent { format!("{state} inconsistent") } else { state }
 }

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use super::redis::{Client, Reply};
+use crate::follower::{ProbeError, probe};
 
 /// What a node says of itself in `INFO server replication`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +48,17 @@ pub enum AskError {
         /// What went wrong.
         error: io::Error,
     },
+    /// Followers are taken there.
+    #[error(
+        "{address} is where a slotstream node takes followers; wanted the address where it serves Redis clients{}",
+        resp_port_hint(*resp_port)
+    )]
+    ReplicationPort {
+        /// What was named.
+        address: String,
+        /// Where that node serves Redis clients; 0 = it does not say.
+        resp_port: u16,
+    },
     /// An error for an answer.
     #[error("{address} answers: {text}")]
     Refused {
@@ -65,6 +77,10 @@ pub enum AskError {
     },
 }
 
+fn resp_port_hint(port: u16) -> String {
+    if port == 0 { String::new() } else { format!(", port {port}") }
+}
+
 impl AskError {
     fn io(address: &str, error: io::Error) -> Self {
         let address = address.to_owned();
@@ -76,6 +92,20 @@ impl AskError {
             io::ErrorKind::UnexpectedEof => io::Error::new(error.kind(), "closed without an answer"),
             _ => error,
         };
+        Self::Io { address, error }
+    }
+
+    /// What hangs up on a Redis client may be a port that takes followers: it is asked as one.
+    fn of_port(self, timeout: Duration) -> Self {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        let Self::Io { address, error } = self else { return self };
+        if matches!(error.kind(), UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe) {
+            match probe(&address, timeout) {
+                Ok(info) => return Self::ReplicationPort { address, resp_port: info.resp_port },
+                Err(ProbeError::Refused { .. }) => return Self::ReplicationPort { address, resp_port: 0 },
+                Err(_) => {}
+            }
+        }
         Self::Io { address, error }
     }
 }
@@ -97,7 +127,7 @@ impl Asked {
             .map_err(|error| AskError::Address { address: address.to_owned(), error })?;
         let client = Client::connect_within(target, timeout).map_err(|error| AskError::io(address, error))?;
         let mut client = client;
-        let info = info(&mut client, address, target)?;
+        let info = info(&mut client, address, target).map_err(|error| error.of_port(timeout))?;
         Ok(Self { client, address: address.to_owned(), info })
     }
 

@@ -542,6 +542,9 @@ impl Complaints {
         if error.is_protocol() {
             env.links.totals.protocol_errors.fetch_add(1, Relaxed);
         }
+        if let LinkError::Refused(refuse) = error {
+            *env.links.totals.refusals.lock().entry(refuse.code.as_str()).or_default() += 1;
+        }
         if let LinkError::Slot { slot, error } = error {
             env.links.totals.damaged_slots_met.fetch_add(1, Relaxed);
             tracing::error!(%peer, shard, %slot, "damaged slot, not sent: {error}");

@@ -71,6 +71,23 @@ impl RefuseCode {
         }
     }
 
+    /// The word under which refusals are counted.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Version => "version",
+            Self::Malformed => "malformed",
+            Self::ForeignStore => "foreign_store",
+            Self::Geometry => "geometry",
+            Self::Shard => "shard",
+            Self::FollowerAhead => "follower_ahead",
+            Self::OldEpoch => "old_epoch",
+            Self::TooManyFollowers => "too_many_followers",
+            Self::NotLeader => "not_leader",
+            Self::Other(_) => "other",
+        }
+    }
+
     /// Whether trying again changes nothing until somebody acts.
     #[must_use]
     pub fn is_permanent(self) -> bool {

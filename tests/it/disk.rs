@@ -141,13 +141,22 @@ fn a_follower_on_a_full_disk(kind: Kind) {
         };
         status["shards"].as_array().expect("shards").iter().any(stuck)
     });
-    // It is alive, serves what it holds, and says that it is not fresh.
+    // It is alive, serves what it holds, and says that it is not fresh and will not be by itself.
     assert_eq!((follower.get("/livez").0, follower.get("/follower?max_lag=1s").0), (200, 503));
+    wait_until("the follower is not ready", PATIENCE, || follower.get("/readyz").0 == 503);
+    let (_, why) = follower.get("/readyz");
+    assert!(why.contains("[-]shard") && why.contains("pace"), "{why}");
+    assert!(follower.metric("slotstream_shard_ready") < 2.0);
+    let warned =
+        |line: &str| line.contains("WARN") && line.contains("does not catch up until that is mended");
+    assert!(follower.log().lines().any(warned), "{}", follower.log());
     assert_eq!(follower.client().call(&["GET", "key:500"]).text(), value);
     // The leader gives the space back (slots stay, so the follower needs a larger disk to hold them).
     let more = Command::new("mount").args(["-o", "remount,size=64m"]).arg(&mount.directory).status();
     if matches!(kind, Kind::Tmpfs) && more.is_ok_and(|status| status.success()) {
         wait_in_sync(&leader, &follower);
+        assert_eq!(follower.get("/readyz").0, 200);
+        assert_eq!(follower.metric("slotstream_shard_ready"), 2.0);
         assert!(leader.terminate().0.success() && follower.terminate().0.success());
         assert_equal(&leader.directory, &follower.directory);
     }

@@ -54,6 +54,9 @@ fn an_emptied_leader_empties_nobody() {
     std::fs::remove_dir_all(&a).expect("the leader's data are gone");
     leader.restart();
     wait_refused(&follower, "follower holds data of store");
+    wait_until("the leader counts it", PATIENCE, || {
+        leader.get("/metrics").1.contains("slotstream_followers_refused_total{reason=\"foreign_store\"} ")
+    });
 
     // By hand: another id is a mistake, the leader's own replaces the data.
     assert!(follower.terminate().0.success());

@@ -190,7 +190,11 @@ fn a_node_that_cannot_be_followed_changes_nothing() {
         (closed, "refused"),
         (leader.ports.listen.port(), "is this node itself"),
         (follower.ports.listen.port(), "let it lead first"),
-        (leader.replication().port(), "127.0.0.1:"),
+        (
+            leader.replication().port(),
+            "takes followers; wanted the address where it serves Redis clients, port",
+        ),
+        (follower.replication().port(), "takes followers; wanted the address where it serves Redis clients"),
         (leader.ports.http_listen.port(), "does not speak RESP"),
         (stranger.ports.listen.port(), "this directory holds store"),
     ] {

@@ -154,6 +154,9 @@ fn a_hello_that_cannot_be_served_is_refused_with_its_reason() {
     let _taken = say(leader.address(), &good);
     wait_until("the shard's only seat is taken", || store_l.stats(ShardIndex(0)).rings == 1);
     assert_eq!(refusal(say(leader.address(), &good)).code, RefuseCode::TooManyFollowers);
+    wait_until("the refusal is counted", || {
+        leader.links.totals.refusals.lock().get("too_many_followers") == Some(&1)
+    });
     assert_eq!(leader.links.superseded_by_epoch(), None);
     let newer = Hello { epoch: 7, ..good.clone() };
     assert_eq!(refusal(say(leader.address(), &newer)).code, RefuseCode::OldEpoch);
