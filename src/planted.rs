@@ -38,6 +38,8 @@ pub enum Bug {
     PositionTooEarly,
     /// A node takes an older epoch than one it has heard of.
     OlderEpochAccepted,
+    /// A follower lets a leader's shard that never held anything empty its own.
+    EmptiedStoreAccepted,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -164,7 +164,7 @@ pub struct Follower {
     /// Shards to replicate, such as 0,2-3 [default: all]
     #[arg(long, env = "SLOTSTREAM_SHARDS", value_name = "SHARDS")]
     pub shards: Option<ShardSet>,
-    /// If the leader's store has this id and refuses what this directory holds: throw that away and take the leader's data
+    /// If the leader's store has this id and refuses what this directory holds, or came back empty: throw that away and take the leader's data
     #[arg(long, env = "SLOTSTREAM_ACCEPT_STORE", value_name = "ID")]
     pub accept_store: Option<uuid::Uuid>,
 }

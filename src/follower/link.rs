@@ -173,6 +173,22 @@ pub enum LinkError {
         /// The newest we know of.
         wanted: u64,
     },
+    /// The leader's shard never held anything, and ours does.
+    #[error(
+        "the leader's shard is empty in epoch {epoch}, this follower holds {records} records of it, up to seq {head}, and \
+         keeps them: was the leader's data directory replaced? To throw them away, start this follower with \
+         --accept-store {store_id}"
+    )]
+    EmptiedStore {
+        /// The epoch of both.
+        epoch: u64,
+        /// Our records.
+        records: u64,
+        /// Our last seq.
+        head: Seq,
+        /// The store of both.
+        store_id: uuid::Uuid,
+    },
     /// A batch could not be applied.
     #[error("batch: {0}")]
     Apply(#[from] ApplyError),
@@ -186,7 +202,11 @@ impl LinkError {
         match self {
             E::Closed | E::ClosedInHandshake | E::Io(_) => "closed",
             E::HandshakeTimeout { .. } | E::Silent { .. } => "timeout",
-            E::Refused(_) | E::ForeignStore { .. } | E::Geometry { .. } | E::OldEpoch { .. } => "refused",
+            E::Refused(_)
+            | E::ForeignStore { .. }
+            | E::Geometry { .. }
+            | E::OldEpoch { .. }
+            | E::EmptiedStore { .. } => "refused",
             E::Apply(ApplyError::Full { .. }) | E::Rewind(_) => "store",
             _ => "protocol",
         }
@@ -462,6 +482,7 @@ impl Core {
         if welcome.epoch < self.epoch && !is_planted(Bug::OlderEpochAccepted) {
             return Err(LinkError::OldEpoch { found: welcome.epoch, wanted: self.epoch });
         }
+        self.check_emptied(welcome, env)?;
         let is_asking = self.applier.welcome(env.store, &env.links.totals, welcome)?;
         self.epoch = welcome.epoch;
         self.state = if is_asking { State::Rewind } else { State::Scan };
@@ -476,6 +497,27 @@ impl Core {
         self.cell.scan_since.store(welcome.since.0, Relaxed);
         self.cell.scan_slots_total.store(welcome.slots_formatted, Relaxed);
         self.cell.scan_slots.store(0, Relaxed);
+        Ok(())
+    }
+
+    /// What is held here is not given up for nothing at all, unless somebody was promoted since, or says so. A
+    /// leader that deleted its last record has a head all the same.
+    fn check_emptied(&self, welcome: &Welcome, env: Env<'_>) -> Result<(), LinkError> {
+        let (head, (_, records)) = (env.store.head_shared(self.shard), env.store.extent(self.shard));
+        let is_emptied = welcome.head == Seq::ZERO && welcome.epoch == self.epoch;
+        if !is_emptied || head == Seq::ZERO || records == 0 || is_planted(Bug::EmptiedStoreAccepted) {
+            return Ok(());
+        }
+        let (epoch, store_id) = (welcome.epoch, welcome.store_id);
+        if env.options.accept_store != Some(store_id) {
+            return Err(LinkError::EmptiedStore { epoch, records, head, store_id });
+        }
+        tracing::warn!(
+            shard = self.shard.0,
+            records,
+            "--accept-store: the leader's shard is empty, and THE RECORDS OF THIS ONE ARE THROWN AWAY; they are in the \
+             report of dropped writes"
+        );
         Ok(())
     }
 

@@ -43,6 +43,8 @@ pub struct Options {
     pub follower_id: Uuid,
     /// Where this node answers Redis clients; 0 = nowhere.
     pub resp_port: u16,
+    /// A leader with this store may replace what is held here though it holds nothing itself.
+    pub accept_store: Option<Uuid>,
     /// How often this end says that it is alive.
     pub heartbeat_interval: Duration,
     /// A leader that was silent for this long is gone.
@@ -67,6 +69,7 @@ impl Default for Options {
             shards: Vec::new(),
             follower_id: Uuid::new_v4(),
             resp_port: 0,
+            accept_store: None,
             heartbeat_interval: Duration::from_secs(1),
             dead_after: Duration::from_secs(5),
             handshake_timeout: Duration::from_secs(5),

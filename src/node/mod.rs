@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use indicatif::MultiProgress;
+use uuid::Uuid;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Common};
@@ -84,7 +85,8 @@ pub fn lead(options: &config::Leader) -> anyhow::Result<()> {
 pub fn follow(options: &config::Follower) -> anyhow::Result<()> {
     let common = &options.common;
     let given = options.leader.clone().context("--leader is required")?;
-    let base = start_base(common, FOLLOWER_REPLICATION, Role::Follower, Some(given.clone()))?;
+    let mut base = start_base(common, FOLLOWER_REPLICATION, Role::Follower, Some(given.clone()))?;
+    base.accept_store = options.accept_store;
     let memory = Memory::new(&base.data_dir, format!("follower of {given}"));
     let start = Instant::now();
     let (store, role) = match memory.recall()? {
@@ -106,6 +108,12 @@ pub fn follow(options: &config::Follower) -> anyhow::Result<()> {
         }
     };
     log_store(&store, &base.data_dir, start.elapsed());
+    if options.accept_store == Some(store.store_id()) {
+        tracing::warn!(
+            "--accept-store names the store of this directory: a leader of it that comes back empty empties this \
+             follower; take the option away once the leader is what it should be"
+        );
+    }
     let shards = open::carried(options.shards.as_ref(), &store)?;
     // Only whom somebody named: a leader that was moved to has been looked at.
     let named = matches!(&role, Remembered::Follower(leader) if leader.replication == given).then_some(given);
@@ -223,6 +231,7 @@ struct Base {
     resp_port: listen::Reserved,
     replication: TcpListener,
     data_dir: PathBuf,
+    accept_store: Option<Uuid>,
 }
 
 /// Logging, ports, signals and HTTP.
@@ -257,7 +266,7 @@ fn start_base(
     // HTTP answers until the very end, also while the rest is stopping.
     let http = http::Server::start(http_listener, context).context("HTTP cannot be served")?;
     let data_dir = common.data_dir.clone().context("--data-dir is required")?;
-    Ok(Base { stop, clock, links, bars, view, http, resp_port, replication, data_dir })
+    Ok(Base { stop, clock, links, bars, view, http, resp_port, replication, data_dir, accept_store: None })
 }
 
 impl Base {
@@ -330,6 +339,7 @@ impl Base {
                 dead_after: common.dead_after,
                 shards: shards.to_vec(),
                 resp_port,
+                accept_store: self.accept_store,
                 follower_id: node.node_id,
                 ..follower::Options::default()
             },

@@ -2,6 +2,7 @@
 //! somebody says so by hand.
 
 use crate::harness::{Node, PATIENCE, assert_equal, run, stderr, stdout, wait_in_sync, wait_until};
+use crate::rewind::copy_directory;
 use crate::roles_at_run_time::{SIZES, info, replicaof, set};
 
 /// Waits until every shard of the follower is refused, for this reason.
@@ -93,6 +94,55 @@ fn an_emptied_leader_empties_nobody() {
     assert!(follower.terminate().0.success());
     assert!(leader.terminate().0.success());
     assert_equal(&a, &b);
+}
+
+/// It came back as what it was before its first write: an early copy of its directory, or a power cut that took
+/// all of it.
+#[test]
+fn a_leader_that_lost_all_that_it_held_empties_nobody() {
+    let root = tempfile::tempdir().expect("temp dir");
+    let [a, b, c, copy] = ["a", "b", "c", "copy"].map(|name| root.path().join(name));
+    let mut leader = Node::leader(&a, SIZES);
+    assert!(leader.terminate().0.success());
+    copy_directory(&a, &copy);
+    leader.restart();
+    let mut yielding = Node::follower(&b, &leader, &[]);
+    let mut keeping = Node::follower(&c, &leader, &[]);
+    set(&leader, 0..20, "precious");
+    wait_in_sync(&leader, &yielding);
+    wait_in_sync(&leader, &keeping);
+    leader.kill();
+    std::fs::remove_dir_all(&a).expect("the leader's data are gone");
+    copy_directory(&copy, &a);
+    leader.restart();
+    wait_refused(&yielding, "the leader's shard is empty in epoch 1, this follower holds ");
+    wait_refused(&keeping, "the leader's shard is empty in epoch 1, this follower holds ");
+
+    // By hand: one gives its data up, with a report, and the other one leads.
+    let id = leader.status()["store_id"].as_str().expect("an id").to_owned();
+    assert!(yielding.terminate().0.success());
+    let yielding = Node::follower(&b, &leader, &["--accept-store", &id]);
+    wait_in_sync(&leader, &yielding);
+    assert_eq!(yielding.client().call(&["DBSIZE"]), crate::harness::Reply::Integer(0));
+    assert_eq!(yielding.metric("slotstream_writes_dropped_total"), 20.0);
+    let log = yielding.log();
+    assert!(log.contains("ARE THROWN AWAY") && log.contains("take the option away"), "{log}");
+    assert!(keeping.terminate().0.success());
+    keeping.restart();
+    wait_refused(&keeping, "the leader's shard is empty in epoch 1, this follower holds ");
+    assert_eq!(keeping.client().call(&["REPLICAOF", "NO", "ONE"]).text(), "OK");
+    assert_eq!(replicaof(&leader, &keeping), "OK");
+    wait_in_sync(&keeping, &leader);
+    wait_in_sync(&keeping, &yielding);
+    assert_eq!(leader.client().call(&["GET", "key-1"]).text(), "precious");
+
+    // To delete everything is no loss: seqs go on.
+    assert_eq!(keeping.client().call(&["FLUSHALL"]).text(), "OK");
+    wait_in_sync(&keeping, &leader);
+    keeping.kill();
+    keeping.restart();
+    wait_in_sync(&keeping, &leader);
+    assert_eq!(leader.client().call(&["DBSIZE"]), crate::harness::Reply::Integer(0));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::harness::{Node, assert_equal, wait_in_sync};
 use crate::roles_at_run_time::{SIZES, set};
 
-fn copy_directory(from: &Path, to: &Path) {
+pub(crate) fn copy_directory(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a directory");
     for entry in std::fs::read_dir(from).expect("lists").map(|entry| entry.expect("lists")) {
         let target = to.join(entry.file_name());

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 
+use slotstream::Seq;
 use slotstream::wire::Transport;
 
 use crate::random::Random;
@@ -34,6 +35,7 @@ struct Shared {
     health: Health,
     /// Deliveries in a hundred that flip a bit.
     noise_percent: usize,
+    welcomed: Option<(Seq, u64)>,
 }
 
 /// A connection, as the network sees it; clones are the same connection.
@@ -43,7 +45,13 @@ pub(crate) struct Connection(Rc<RefCell<Shared>>);
 impl Connection {
     pub(crate) fn new(capacity: usize, noise_percent: usize) -> Self {
         let pipe = || Pipe { bytes: VecDeque::new(), delivered: 0, capacity };
-        let shared = Shared { to_leader: pipe(), to_follower: pipe(), health: Health::Good, noise_percent };
+        let shared = Shared {
+            to_leader: pipe(),
+            to_follower: pipe(),
+            health: Health::Good,
+            noise_percent,
+            welcomed: None,
+        };
         Self(Rc::new(RefCell::new(shared)))
     }
 
@@ -72,6 +80,16 @@ impl Connection {
         for pipe in [to_leader, to_follower] {
             pipe.bytes.truncate(pipe.delivered);
         }
+    }
+
+    /// The leader has taken the follower, with this head and in this epoch.
+    pub(crate) fn welcome(&self, head: Seq, epoch: u64) {
+        self.0.borrow_mut().welcomed.get_or_insert((head, epoch));
+    }
+
+    /// What the leader had when it took the follower, if it has.
+    pub(crate) fn welcomed(&self) -> Option<(Seq, u64)> {
+        self.0.borrow().welcomed
     }
 
     /// From now on nothing arrives any more, and nobody is told.

@@ -57,4 +57,5 @@ planted! {
     index_is_kept_in_a_rewind: IndexKeptInRewind,
     scan_position_is_kept_too_early: PositionTooEarly,
     older_epoch_is_accepted: OlderEpochAccepted,
+    emptied_store_is_accepted: EmptiedStoreAccepted,
 }

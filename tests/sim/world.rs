@@ -35,6 +35,28 @@ struct Backup {
     epochs: Vec<u64>,
 }
 
+/// What a follower holds of a shard that its leader may have, and the epoch that it is in.
+struct Holding {
+    head: Seq,
+    records: u64,
+    epoch: u64,
+}
+
+impl Holding {
+    fn of(store: &Store, shard: ShardIndex) -> Self {
+        Self {
+            head: store.head_shared(shard),
+            records: store.extent(shard).1,
+            epoch: store.epoch_seen(shard),
+        }
+    }
+
+    /// Whether a leader with this head in this epoch came back empty.
+    fn is_emptied(&self, head: Seq, epoch: u64) -> bool {
+        head == Seq::ZERO && epoch == self.epoch && self.head > Seq::ZERO && self.records > 0
+    }
+}
+
 pub(crate) struct World {
     random: Random,
     scenario: Scenario,
@@ -457,6 +479,9 @@ impl World {
         };
         let (link, connection) = &mut leading.ends[at];
         let received = link.receive(&mut connection.end(true, random), env).map(|_| ());
+        if let (Some(_), Some(shard)) = (link.seq_sent(), link.shard().map(ShardIndex)) {
+            connection.welcome(store.head(shard), store.epoch_seen(shard));
+        }
         let result = received.and_then(|()| link.send(&mut connection.end(true, random), budget, env));
         if let Some(since) = link.scan_since() {
             assert_eq!(Some(since), link.seq_sent(), "a scan begins at the last seq sent in order");
@@ -482,6 +507,7 @@ impl World {
         let is_greeted = node.lanes()[lane].cell.phase() == Phase::Handshake;
         let before = if is_greeted { node.slots(shard) } else { Vec::new() };
         let noted_before = node.noted_fork(shard);
+        let held = Holding::of(&node.store, shard);
         let Node { store, options, links, role, name, .. } = node;
         let Role::Follower { lanes, .. } = role else { return };
         let lane = &mut lanes[lane];
@@ -491,12 +517,14 @@ impl World {
         let received = link.receive(&mut connection.end(false, &mut self.random), env).map(|_| ());
         let result = received.and_then(|()| link.send(&mut connection.end(false, &mut self.random), env));
         let (watermark, is_streaming) = (link.watermark(), link.is_streaming());
+        let is_emptied = connection.welcomed().is_some_and(|(head, epoch)| held.is_emptied(head, epoch));
         if let Err(error) = &result {
             let is_fair = match error {
                 follower::LinkError::Refused(refuse) => {
                     matches!(refuse.code, RefuseCode::OldEpoch | RefuseCode::NotLeader)
                 }
                 follower::LinkError::OldEpoch { .. } => true,
+                follower::LinkError::EmptiedStore { .. } => is_emptied,
                 error => !error.is_refusal() && (is_noisy || !error.is_protocol()),
             };
             assert!(is_fair, "{name}: shard {shard}: {error}");
@@ -521,6 +549,9 @@ impl World {
             lane.mirror.assert_prefix(&self.histories, store, shard, watermark, name);
         }
         node.assert_epochs_rise();
+        if is_greeted && is_emptied {
+            assert_eq!(node.noted_fork(shard), noted_before, "{}: shard {shard} is emptied", node.name);
+        }
         if is_greeted && let Some(fork) = node.noted_fork(shard).filter(|fork| Some(*fork) != noted_before) {
             self.note_dropped(number, shard, fork, noted_before.unwrap_or(Seq::MAX), &before);
         }
@@ -555,7 +586,10 @@ impl World {
         let leader = leaders.into_iter().max_by_key(|node| epoch_of(&self.nodes[*node])).unwrap();
         let store = &self.nodes[leader].store;
         let is_behind = store.shards().any(|shard| store.epoch_seen(shard) < epoch);
-        if is_behind || store.is_read_only() {
+        // Nobody gives data up for an empty leader, unless it is promoted.
+        let is_held = |shard| self.nodes.iter().any(|node| node.store.extent(shard).1 > 0);
+        let is_empty = store.shards().any(|shard| store.head(shard) == Seq::ZERO && is_held(shard));
+        if is_empty || is_behind || store.is_read_only() {
             self.nodes[leader].lead(&mut self.histories, |store| store.lead_past(epoch));
         }
         for node in (0..self.nodes.len()).filter(|node| *node != leader) {
