@@ -70,27 +70,27 @@ impl Follower {
         Ok(Self { store, links, threads })
     }
 
-    /// Blocks until this follower holds a change that the leader made in this epoch under this seq, so that
+    /// Blocks until this follower holds a change that the leader made in this term under this seq, so that
     /// whoever made it can read it here.
     ///
     /// ```no_run
     /// # fn read(leader: &slotstream::Store, copy: &slotstream::Store, follower: &slotstream::follower::Follower)
     /// # -> Result<(), Box<dyn std::error::Error>> {
     /// let shard = leader.shard_of(b"hello");
-    /// let (seq, epoch) = (leader.put(b"hello", b"world")?, leader.stats(shard).epoch);
-    /// follower.wait(shard, epoch, seq, std::time::Duration::from_millis(100))?;
+    /// let (seq, term) = (leader.put(b"hello", b"world")?, leader.term(shard));
+    /// follower.wait(shard, term, seq, std::time::Duration::from_millis(100))?;
     /// assert_eq!(copy.get(b"hello")?, Some(b"world".to_vec()));
     /// # Ok(())
     /// # }
     /// ```
-    pub fn wait(&self, shard: ShardIndex, epoch: u64, seq: Seq, timeout: Duration) -> Result<(), NotHeld> {
-        let look = |_: &Links| match self.store.position(shard, epoch, seq) {
+    pub fn wait(&self, shard: ShardIndex, term: u64, seq: Seq, timeout: Duration) -> Result<(), NotHeld> {
+        let look = |_: &Links| match self.store.position(shard, term, seq) {
             Position::Ahead => None,
             found => Some(found),
         };
         match self.links.wait(vec![(shard, seq)], look).block(timeout) {
             Some(Position::Held) => Ok(()),
-            found => Err(NotHeld { shard, epoch, seq, found: found.unwrap_or(Position::Ahead) }),
+            found => Err(NotHeld { shard, term, seq, found: found.unwrap_or(Position::Ahead) }),
         }
     }
 
@@ -106,12 +106,12 @@ impl Follower {
 
 /// A follower does not hold a change: not yet, or never.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("seq {seq} of epoch {epoch} in shard {shard} is not held: {found:?}")]
+#[error("seq {seq} of term {term} in shard {shard} is not held: {found:?}")]
 pub struct NotHeld {
     /// The shard.
     pub shard: ShardIndex,
-    /// The epoch in which the change was made.
-    pub epoch: u64,
+    /// The name of the term in which the change was made.
+    pub term: u64,
     /// Its seq.
     pub seq: Seq,
     /// Where it stands instead.

@@ -156,7 +156,7 @@ pub(super) struct Session {
 /// A connection's last write to a shard.
 #[derive(Debug, Clone, Copy)]
 struct Written {
-    epoch: u64,
+    term: u64,
     /// Zero: none.
     seq: Seq,
 }
@@ -181,7 +181,11 @@ impl Session {
     /// Remembers a write to every shard.
     pub(super) fn wrote_everywhere(&mut self, store: &Store) {
         for shard in store.shards() {
-            self.remember(store, shard, store.head(shard));
+            let head = store.head(shard);
+            // A shard that had nothing to change may stand where an earlier term left it.
+            if store.lineage(shard).last().is_some_and(|term| head.0 >= term.first_seq) {
+                self.remember(store, shard, head);
+            }
         }
     }
 
@@ -200,8 +204,8 @@ impl Session {
     #[cold]
     fn begin(&mut self, store: &Store) {
         self.demotions = store.demotions();
-        let epoch = |shard| store.stats(shard).epoch;
-        self.written = store.shards().map(|shard| Written { epoch: epoch(shard), seq: Seq::ZERO }).collect();
+        self.written =
+            store.shards().map(|shard| Written { term: store.term(shard), seq: Seq::ZERO }).collect();
     }
 
     /// What a follower must have to have this connection's writes; `None` if the node has followed another
@@ -211,13 +215,13 @@ impl Session {
         is_current.then(|| self.positions().map(|(shard, _, seq)| (shard, seq)).collect())
     }
 
-    /// Shard, epoch and seq of this connection's last write to each shard that it has written to.
+    /// Shard, term and seq of this connection's last write to each shard that it has written to.
     pub(super) fn positions(&self) -> impl Iterator<Item = (ShardIndex, u64, Seq)> {
         let shards = (0..).map(ShardIndex);
         shards
             .zip(&self.written)
             .filter(|(_, written)| written.seq != Seq::ZERO)
-            .map(|(shard, written)| (shard, written.epoch, written.seq))
+            .map(|(shard, written)| (shard, written.term, written.seq))
     }
 
     pub(super) fn set_resp3(&mut self, resp3: bool) {

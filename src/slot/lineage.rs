@@ -20,7 +20,23 @@ pub struct Term {
     pub first_seq: u64,
 }
 
+/// Bits of a term's id in its name.
+const NAME_ID_BITS: u32 = 32;
+
 impl Term {
+    /// The term in one number, for those who remember a change: the epoch, then a part of the id. Clients that
+    /// know no integers above 2^53 can hold it for two million epochs.
+    #[must_use]
+    pub fn name(&self) -> u64 {
+        self.epoch << NAME_ID_BITS | self.id & (u64::MAX >> NAME_ID_BITS)
+    }
+
+    /// The epoch of the term that bears this name.
+    #[must_use]
+    pub fn epoch_of(name: u64) -> u64 {
+        name >> NAME_ID_BITS
+    }
+
     fn is(&self, other: &Self) -> bool {
         (self.epoch, self.id) == (other.epoch, other.id)
     }

@@ -217,7 +217,7 @@ impl Store {
         self.read_only.store(read_only || self.closed.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Counts how often the store began to follow: changes that it made before may be gone.
+    /// Counts how often the store left a term: changes that it made before may be gone.
     #[inline]
     #[must_use]
     pub fn demotions(&self) -> u32 {

@@ -198,6 +198,8 @@ impl Store {
         let epoch = self.shards().map(|shard| self.epoch_seen(shard)).fold(epoch, u64::max) + 1;
         let term_id = self.chance.next();
         self.shards().for_each(|shard| self.exclusive(shard).shard.promote(epoch, term_id));
+        // Who wrote before remembers another term.
+        self.demotions.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Goes on with a promotion that a kill cut short between two shards: those that still follow take

@@ -322,12 +322,12 @@ fn a_waiter_is_woken_when_followers_have_acknowledged() {
         let seq = store_l.put(b"key", &[value]).unwrap();
         assert_eq!(wait(seq, DEADLINE), Ok(2));
     }
-    let epoch = store_l.stats(ShardIndex(0)).epoch;
+    let term = store_l.term(ShardIndex(0));
     let reader = followers[0].role.as_ref().unwrap();
     let seq = store_l.put(b"key", b"last").unwrap();
-    reader.wait(ShardIndex(0), epoch, seq, DEADLINE).unwrap();
+    reader.wait(ShardIndex(0), term, seq, DEADLINE).unwrap();
     assert_eq!(stores[0].get(b"key").unwrap(), Some(b"last".to_vec()));
-    let later = reader.wait(ShardIndex(0), epoch, Seq(500), Duration::from_millis(5)).unwrap_err();
+    let later = reader.wait(ShardIndex(0), term, Seq(500), Duration::from_millis(5)).unwrap_err();
     assert_eq!(later.found, Position::Ahead, "{later}");
     let error = wait(Seq(300), Duration::from_millis(5)).unwrap_err();
     assert_eq!((error.found, error.wanted), (0, 2), "{error}");

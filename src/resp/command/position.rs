@@ -9,12 +9,12 @@ use super::{Call, Flow, wait};
 use crate::links::Links;
 use crate::resp::context::Role;
 use crate::slot::{Seq, ShardIndex};
-use crate::store::{Position, Store};
+use crate::store::{Position, Store, Term};
 
 /// A change, named as LASTSEQ names it.
 type Change = (ShardIndex, u64, Seq);
 
-/// `SLOTSTREAM.LASTSEQ [key]`: shard, epoch and seq of this connection's last write to each shard, or to the
+/// `SLOTSTREAM.LASTSEQ [key]`: shard, term and seq of this connection's last write to each shard, or to the
 /// key's shard only.
 pub(in crate::resp) fn lastseq(call: &mut Call<'_>) -> Result<Flow, CommandError> {
     if call.args.len() > 2 {
@@ -24,15 +24,15 @@ pub(in crate::resp) fn lastseq(call: &mut Call<'_>) -> Result<Flow, CommandError
     let is_asked = |(shard, _, _): &Change| of_key.is_none_or(|wanted| wanted == *shard);
     let changes: Vec<_> = call.session.positions().filter(is_asked).collect();
     call.reply.array(changes.len() * 3);
-    for (shard, epoch, seq) in changes {
+    for (shard, term, seq) in changes {
         call.reply.count(shard.0.into());
-        call.reply.count(epoch);
+        call.reply.count(term);
         call.reply.count(seq.0);
     }
     Ok(Flow::Done)
 }
 
-/// `SLOTSTREAM.WAITSEQ timeout-ms [shard epoch seq ...]`: OK once this node holds all of these; null when the
+/// `SLOTSTREAM.WAITSEQ timeout-ms [shard term seq ...]`: OK once this node holds all of these; null when the
 /// time is over (0 = never), and at once on a leader, which holds what it will hold.
 pub(in crate::resp) fn waitseq(call: &mut Call<'_>) -> Result<Flow, CommandError> {
     if !(call.args.len() - 2).is_multiple_of(3) {
@@ -78,14 +78,15 @@ impl Positions {
     /// Whether all are held; an error if one will never be.
     fn look(&self, store: &Store) -> Result<bool, CommandError> {
         let mut are_here = true;
-        for (shard, epoch, seq) in &self.changes {
-            match store.position(*shard, *epoch, *seq) {
+        for (shard, term, seq) in &self.changes {
+            match store.position(*shard, *term, *seq) {
                 Position::Held => {}
                 Position::Ahead => are_here = false,
                 Position::Lost { epoch: taken, first_seq } => {
                     let text = format!(
-                        "LOSTSEQ shard {shard}: epoch {taken} took over at seq {first_seq} without seq {seq} of \
-                         epoch {epoch}"
+                        "LOSTSEQ shard {shard}: a leader of epoch {taken} took over at seq {first_seq} without seq \
+                         {seq} of epoch {}",
+                        Term::epoch_of(*term)
                     );
                     return Err(CommandError::Text(text.into()));
                 }

@@ -182,11 +182,11 @@ pub(in crate::resp) fn command(call: &mut Call<'_>) -> Outcome {
 const DOCS: [(&str, &str); 2] = [
     (
         "slotstream.lastseq",
-        "LASTSEQ [key]: shard, epoch and seq of this connection's last write to each shard, or to the key's",
+        "LASTSEQ [key]: shard, term and seq of this connection's last write to each shard, or to the key's",
     ),
     (
         "slotstream.waitseq",
-        "WAITSEQ timeout-ms [shard epoch seq ...]: OK once this node holds those writes, null when the time is \
+        "WAITSEQ timeout-ms [shard term seq ...]: OK once this node holds those writes, null when the time is \
          over (0 = never)",
     ),
 ];
