@@ -109,12 +109,6 @@ impl Region {
         self.len
     }
 
-    /// Whether no byte may be touched.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// Bytes it can grow to.
     #[must_use]
     pub fn reserved(&self) -> usize {
@@ -180,12 +174,6 @@ impl Region {
         // SAFETY: in bounds as checked by `at`; nobody writes the source but us, and the target is apart.
         let source = unsafe { std::slice::from_raw_parts(source.as_ptr(), len) };
         store_words(self.at(to, len), source);
-    }
-
-    /// Writes bytes to an 8-aligned place, word by word, each stored atomically.
-    #[inline]
-    pub fn store(&mut self, offset: usize, bytes: &[u8]) {
-        store_words(self.at(offset, bytes.len()), bytes);
     }
 
     /// Writes bytes that nobody looks at yet. Those of a file go the file's way, in steps: a page that was

@@ -97,12 +97,6 @@ impl Index {
         self.len
     }
 
-    /// Whether there is no entry.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// Bytes of memory it takes.
     #[must_use]
     pub fn memory(&self) -> usize {
@@ -297,7 +291,8 @@ impl Index {
     }
 
     /// Every (hash, slot) in table order.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, SlotIndex)> + '_ {
+    #[cfg(test)]
+    fn iter(&self) -> impl Iterator<Item = (u32, SlotIndex)> + '_ {
         (0..self.bucket_count).flat_map(|bucket| {
             self.region
                 .line(bucket)

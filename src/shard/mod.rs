@@ -20,6 +20,7 @@ pub mod scan;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::{Ordering, compiler_fence};
 
@@ -31,7 +32,7 @@ use crate::slot::lineage;
 use crate::slot::{Geometry, Record, RecordError, Seq, ShardIndex, SlotError, SlotIndex, SlotView, Status};
 
 use free::FreeSet;
-pub use header::{HeaderError, Identity, Progress, State, Step, Term};
+pub use header::{Identity, Progress, State, Step, Term};
 use index::{Index, IndexWindow};
 
 /// Where the redo record lies.
@@ -88,6 +89,13 @@ pub struct Counts {
     pub deleted: u64,
     /// Records with an expiry time.
     pub expiring: u64,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { occupied, deleted, expiring } = self;
+        write!(f, "{occupied} records ({expiring} expiring) and {deleted} tombstones")
+    }
 }
 
 /// The slots of one shard.

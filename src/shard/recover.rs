@@ -332,7 +332,7 @@ impl Shard {
             return Err(format!("the free set has {} slots, a rebuild {}", self.free.len(), free.len()));
         }
         if counts != self.counts {
-            return Err(format!("counts are {:?}, a rebuild gives {counts:?}", self.counts));
+            return Err(format!("counts are {}, a rebuild gives {counts}", self.counts));
         }
         if blocks != self.blocks {
             return Err("a block summary differs from its slots".into());

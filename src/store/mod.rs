@@ -35,6 +35,7 @@ use crate::shard::Shard;
 use crate::shard::index::IndexWindow;
 use crate::slot::{Geometry, ShardIndex, SlotError, SlotIndex, SlotView};
 
+pub use crate::ring::{RingReader, Sleeper};
 pub use crate::shard::header::{HeaderError, Progress, State, Step, Term};
 pub use crate::shard::recover::Ending;
 pub use crate::shard::scan::Scan;

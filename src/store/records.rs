@@ -125,6 +125,14 @@ pub fn parse_integer(value: &[u8]) -> Option<i64> {
     canonical.then(|| std::str::from_utf8(value).ok()?.parse().ok()).flatten()
 }
 
+/// What a write knows of its key.
+enum Target {
+    /// Nothing yet: whether it has a slot is for the shard to find out.
+    Unknown,
+    /// The slot that holds it, or that there is none.
+    Found(Option<SlotIndex>),
+}
+
 impl Locked {
     /// The live record at a place.
     #[inline]
@@ -140,20 +148,19 @@ impl Locked {
         Ok((Some(slot), Some(view).filter(|view| !store.is_expired(view.expire_at()))))
     }
 
-    /// Stores a record and pushes it to the rings; `found` is the slot that holds the key, if that was
-    /// looked up already.
+    /// Stores a record and pushes it to the rings.
     #[inline]
     fn put(
         &mut self,
         place: Place,
-        found: Option<Option<SlotIndex>>,
+        target: Target,
         key: &[u8],
         value: &[u8],
         expire_at: u64,
     ) -> Result<Seq, WriteError> {
-        let stored = match found {
-            Some(slot) => self.shard.put(place.hash, slot, key, value, expire_at),
-            None => self.shard.put_key(place.hash, key, value, expire_at),
+        let stored = match target {
+            Target::Found(slot) => self.shard.put(place.hash, slot, key, value, expire_at),
+            Target::Unknown => self.shard.put_key(place.hash, key, value, expire_at),
         };
         match stored {
             Ok(record) => {
@@ -427,7 +434,7 @@ impl Store {
 
     #[inline]
     fn put_at(&self, place: Place, key: &[u8], value: &[u8], expire_at: u64) -> Result<Seq, WriteError> {
-        self.writable(place.shard)?.put(place, None, key, value, expire_at)
+        self.writable(place.shard)?.put(place, Target::Unknown, key, value, expire_at)
     }
 
     /// Stores many records, in order. Cache lines are loaded ahead, which is several times faster than
@@ -483,7 +490,7 @@ impl Store {
             "only a live record is given another expiry"
         );
         self.check_write(key, &value)?;
-        locked.put(place, Some(slot), key, &value, expire_at)?;
+        locked.put(place, Target::Found(slot), key, &value, expire_at)?;
         Ok(result)
     }
 

@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use slotstream::ring::{RingReader, Sleeper};
 use slotstream::slot::{Records, image::image_seq};
+use slotstream::store::{RingReader, Sleeper};
 use slotstream::{Seq, ShardIndex, SlotIndex, Store};
 
 const RECORDER_BYTES: usize = 64 * 1024;

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use slotstream::clock::{Clock as _, ManualClock};
 use slotstream::links::{LinkCell, Links};
-use slotstream::ring::Sleeper;
-use slotstream::store::Step;
+use slotstream::store::{Sleeper, Step};
 use slotstream::{Seq, ShardIndex, SlotIndex, Store, follower, leader};
 use uuid::Uuid;
 
