@@ -24,7 +24,8 @@ fn main() -> ExitCode {
             Err(error) if is_broken_pipe(&error) => ExitCode::from(EXIT_BAD),
             Err(error) => {
                 complain(&format!("{error:#}").replace('\n', " "));
-                ExitCode::from(EXIT_BAD)
+                let is_usage = error.is::<node::BadUsage>();
+                ExitCode::from(if is_usage { EXIT_USAGE } else { EXIT_BAD })
             }
         },
         Err(ParseError::Show(text)) => {

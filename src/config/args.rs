@@ -95,8 +95,8 @@ pub struct Common {
     /// What replication guarantees, and may cost.
     #[command(flatten)]
     pub replication: Replication,
-    /// Least important level logged, or a filter such as info,slotstream::leader=debug
-    #[arg(long, env = "SLOTSTREAM_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    /// Least important level logged (off, error, warn, info, debug, trace), also by module: info,slotstream::leader=debug
+    #[arg(long, env = "SLOTSTREAM_LOG_LEVEL", value_name = "LEVEL", default_value = "info", value_parser = value::log_level)]
     pub log_level: String,
     /// How log lines look
     #[arg(

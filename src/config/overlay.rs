@@ -11,7 +11,8 @@ use std::path::Path;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches};
 
-use super::args::{Cli, Command, Common, Lead};
+use super::args::{Cli, Command, Common, Lead, Leader};
+use crate::slot::layout::KEY_SIZE_MAX;
 
 /// Why there is nothing to run.
 #[derive(Debug)]
@@ -115,7 +116,8 @@ fn check(command: &Command) -> Result<(), String> {
     match command {
         Command::Leader(leader) => {
             check_common(&leader.common)?;
-            check_lead(&leader.lead)
+            check_lead(&leader.lead)?;
+            check_prefix(leader)
         }
         Command::Follower(follower) => {
             check_common(&follower.common)?;
@@ -138,6 +140,17 @@ fn check_lead(lead: &Lead) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// A prefix is a part of the key. Where the directory says how long that is, the node checks it.
+fn check_prefix(leader: &Leader) -> Result<(), String> {
+    let key_bits = leader.key_size.unwrap_or(KEY_SIZE_MAX) * 8;
+    match leader.shard_prefix_bits {
+        Some(found) if found > key_bits => {
+            Err(format!("--shard-prefix-bits is {found}, wanted at most the {key_bits} bits of a key"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn required(given: bool, name: &str, wanted: &str) -> Result<(), String> {
@@ -184,7 +197,6 @@ fn check_common(common: &Common) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Leader;
 
     fn leader(arguments: &[&str]) -> Result<Leader, String> {
         let all = ["slotstream", "leader"].iter().chain(arguments).map(OsString::from);
@@ -247,6 +259,12 @@ mod tests {
                 &["--data-dir", "/x", "--http-listen", "127.0.0.1:6379"],
                 "--http-listen and --listen are both 127.0.0.1:6379",
             ),
+            (&["--data-dir", "/x", "--shard-prefix-bits", "9000"], "9000, wanted at most the 8192 bits"),
+            (
+                &["--data-dir", "/x", "--shard-prefix-bits", "999", "--key-size", "16"],
+                "999, wanted at most the 128 bits",
+            ),
+            (&["--data-dir", "/x", "--log-level", "nonsense"], "\"nonsense\" is no level; wanted off, error"),
             (&["--data-dir", "/x", "--ring-size", "1"], "--ring-size is 1 bytes"),
             (&["--data-dir", "/x", "--frobnicate"], "unexpected argument '--frobnicate'"),
             (&["--config", "/does/not/exist.toml"], "/does/not/exist.toml: No such file"),

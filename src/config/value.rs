@@ -19,6 +19,29 @@ pub(super) fn host_port(text: &str) -> Result<String, String> {
     }
 }
 
+/// Checks what is to be logged: levels, and levels of targets, as in `info,slotstream::leader=debug`. A word
+/// that is no level would name a target, and so switch the log off for all others.
+pub(super) fn log_level(text: &str) -> Result<String, String> {
+    let is_level = |text: &str| {
+        ["off", "error", "warn", "info", "debug", "trace"]
+            .iter()
+            .any(|level| level.eq_ignore_ascii_case(text))
+    };
+    let is_target = |text: &str| {
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | ':' | '-'))
+    };
+    let is_directive = |part: &str| match part.split_once('=') {
+        Some((target, level)) => is_target(target) && is_level(level),
+        None => is_level(part),
+    };
+    match text.split(',').find(|part| !is_directive(part)) {
+        None => Ok(text.to_owned()),
+        Some(part) => Err(format!(
+            "{part:?} is no level; wanted off, error, warn, info, debug, trace, or TARGET=LEVEL, separated by commas"
+        )),
+    }
+}
+
 /// Shards named by a user: `0,2-3`. Sorted, without repeats, never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardSet(Vec<u16>);
@@ -60,6 +83,16 @@ mod tests {
         assert_eq!("2-3,0,2".parse::<ShardSet>().map(|set| set.0), Ok(vec![0, 2, 3]));
         for bad in ["", ",", "a", "3-2", "1-", "-1", "1024", "0-65535", "70000"] {
             assert!(bad.parse::<ShardSet>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_logged_is_levels_and_levels_of_targets() {
+        for good in ["info", "WARN", "off", "info,slotstream::leader=debug", "slotstream=trace"] {
+            assert_eq!(log_level(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "nonsense", "info,", "info,nonsense", "slotstream=loud", "=info", "a b=info", "3"] {
+            assert!(log_level(bad).is_err(), "{bad}");
         }
     }
 

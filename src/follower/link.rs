@@ -118,7 +118,7 @@ pub enum LinkError {
         head: Seq,
     },
     /// A slot that was not asked for, or not now.
-    #[error("slot {found:?} came, wanted {wanted:?}")]
+    #[error("{} came, wanted {}", slot_name(.found), slot_name(.wanted))]
     Unasked {
         /// What came.
         found: Option<SlotIndex>,
@@ -158,7 +158,7 @@ pub enum LinkError {
         wanted: uuid::Uuid,
     },
     /// The leader's sizes are not ours.
-    #[error("leader has other sizes ({found:?}) than this follower ({wanted:?})")]
+    #[error("leader has other sizes ({found}) than this follower ({wanted})")]
     Geometry {
         /// The leader's.
         found: Geometry,
@@ -587,6 +587,10 @@ impl Core {
 }
 
 /// Where a scan was cut off, if one was.
+fn slot_name(slot: &Option<SlotIndex>) -> String {
+    slot.map_or("no slot".to_owned(), |slot| format!("slot {slot}"))
+}
+
 fn scan_place(progress: &Progress) -> Option<ScanPlace> {
     match progress.step {
         Step::Scan { next, through } if next.0 != 0 => Some(ScanPlace { next, through }),

@@ -106,7 +106,7 @@ impl Follower {
 
 /// A follower does not hold a change: not yet, or never.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("seq {seq} of term {term} in shard {shard} is not held: {found:?}")]
+#[error("seq {seq} of term {term} in shard {shard} is not held: {found}")]
 pub struct NotHeld {
     /// The shard.
     pub shard: ShardIndex,

@@ -138,7 +138,7 @@ impl Asked {
         match reply {
             Reply::Simple(text) => Ok(text),
             Reply::Error(text) => Err(AskError::Refused { address: self.address.clone(), text }),
-            other => Err(AskError::Foreign { address: self.address.clone(), found: format!("{other:?}") }),
+            other => Err(AskError::Foreign { address: self.address.clone(), found: other.to_string() }),
         }
     }
 
@@ -157,7 +157,7 @@ fn info(client: &mut Client, address: &str, target: SocketAddr) -> Result<NodeIn
         Reply::Bulk(Some(text)) => String::from_utf8_lossy(&text).into_owned(),
         Reply::Error(text) => return Err(AskError::Refused { address: address.to_owned(), text }),
         other => {
-            return Err(AskError::Foreign { address: address.to_owned(), found: format!("{other:?}") });
+            return Err(AskError::Foreign { address: address.to_owned(), found: other.to_string() });
         }
     };
     parse(&text, target).map_err(|found| AskError::Foreign { address: address.to_owned(), found })

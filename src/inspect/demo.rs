@@ -447,5 +447,5 @@ fn expect(what: &'static str, found: &Reply, wanted: &Reply) -> Result<(), DemoE
     if found == wanted {
         return Ok(());
     }
-    Err(DemoError::Unexpected { what, found: format!("{found:?}"), wanted: format!("{wanted:?}") })
+    Err(DemoError::Unexpected { what, found: found.to_string(), wanted: wanted.to_string() })
 }

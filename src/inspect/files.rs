@@ -81,6 +81,11 @@ pub fn print(
 fn read(directory: &Path, only: Option<u16>) -> Result<Report, ToolError> {
     let shards = directory::shards_path(directory);
     let path = |shard: u16| shards.join(directory::shard_file(ShardIndex(shard)));
+    std::fs::read_dir(directory).map_err(|error| ToolError::File {
+        path: directory.to_owned(),
+        action: "read the directory",
+        error,
+    })?;
     if !path(0).exists() {
         return Err(ToolError::NoStore { directory: directory.to_owned() });
     }

@@ -1,5 +1,6 @@
 //! A small blocking Redis client for `demo`, `bench` and changes of role: pipelines of commands, RESP2 replies.
 
+use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -19,6 +20,17 @@ pub(super) enum Reply {
     Integer(i64),
     /// A string, or none.
     Bulk(Option<Vec<u8>>),
+}
+
+impl fmt::Display for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Simple(text) | Self::Error(text) => f.write_str(text),
+            Self::Integer(number) => number.fmt(f),
+            Self::Bulk(None) => f.write_str("nothing"),
+            Self::Bulk(Some(text)) => write!(f, "\"{}\"", text.escape_ascii()),
+        }
+    }
 }
 
 /// One connection.

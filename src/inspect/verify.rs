@@ -109,8 +109,8 @@ pub fn compare(first: &Path, second: &Path, json: bool, out: &mut impl Write) ->
     let [a, b] = &stores;
     if a.store_id() != b.store_id() || a.geometry() != b.geometry() {
         return Err(ToolError::OtherStore {
-            first: format!("{} ({:?})", a.store_id(), a.geometry()),
-            second: format!("{} ({:?})", b.store_id(), b.geometry()),
+            first: format!("{} ({})", a.store_id(), a.geometry()),
+            second: format!("{} ({})", b.store_id(), b.geometry()),
         });
     }
     let shards: Vec<_> = a.shards().map(|shard| compare_shard(a, b, shard)).collect();

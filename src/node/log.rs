@@ -3,6 +3,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use anyhow::Context as _;
 use indicatif::MultiProgress;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -11,9 +12,7 @@ use crate::config::LogFormat;
 
 /// Starts logging. Once per process.
 pub(super) fn init(level: &str, format: LogFormat, bars: &MultiProgress) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(level).map_err(|error| {
-        anyhow::anyhow!("--log-level {level:?}: {error}; wanted error, warn, info, debug or trace")
-    })?;
+    let filter = EnvFilter::try_new(level).with_context(|| format!("--log-level {level}"))?;
     let json = match format {
         LogFormat::Auto => !io::stderr().is_terminal(),
         LogFormat::Text => false,

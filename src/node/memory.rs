@@ -5,6 +5,7 @@
 //! arguments are somebody's new word, and the file goes away. It is replaced in one step, and durable before
 //! the role takes effect.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -39,6 +40,15 @@ pub(super) enum Remembered {
     Follower(LeaderAt),
 }
 
+impl fmt::Display for Remembered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Leader => f.write_str("leader"),
+            Self::Follower(leader) => write!(f, "follower of {}", leader.replication),
+        }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Content {
     #[serde(flatten)]
@@ -63,7 +73,10 @@ impl Memory {
     pub(super) fn recall(&self) -> anyhow::Result<Option<Remembered>> {
         let text = match fs::read_to_string(&self.path) {
             Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // Of what is no directory at all, opening the store says more.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
             Err(error) => return Err(error).with_context(|| self.path.display().to_string()),
         };
         let content: Content = serde_json::from_str(&text).with_context(|| {
@@ -76,7 +89,7 @@ impl Memory {
             return Ok(Some(content.role));
         }
         tracing::warn!(
-            remembered = ?content.role,
+            remembered = %content.role,
             then = content.started_as,
             now = self.started_as,
             "the role given at run time is forgotten: the arguments are others now"

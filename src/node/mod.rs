@@ -36,6 +36,7 @@ use crate::leader;
 use crate::links::Links;
 use crate::resp;
 use crate::slot::ShardIndex;
+use crate::slot::layout::GeometryError;
 use crate::status::{Addresses, Role, View};
 use crate::stop::Stop;
 use crate::store::Store;
@@ -49,6 +50,11 @@ use roles::Director;
 const LEADER_REPLICATION: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8379);
 /// Where a follower would: a port that the kernel picks, so that it does not need one of its leader's.
 const FOLLOWER_REPLICATION: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// The arguments fit no store, whatever the directory may be told to hold.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct BadUsage(GeometryError);
 
 /// A stop that takes longer than this is a bug somewhere; the process must end all the same.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);

@@ -1,13 +1,14 @@
 //! The store of a directory: opened, or made of the sizes that the arguments or the leader say.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::Base;
 use super::memory::LeaderAt;
+use super::{BadUsage, Base};
 use crate::config;
 use crate::follower::{self, LeaderInfo, ProbeError};
 use crate::slot::{Geometry, ShardIndex};
@@ -29,12 +30,16 @@ pub(super) fn for_leader(options: &config::Leader, base: &Base) -> anyhow::Resul
             check_sizes(options, &geometry).with_context(|| directory.display().to_string())?;
             geometry
         }
-        None => Geometry {
-            shard_count: options.shard_count.unwrap_or(SHARD_COUNT),
-            key_size_max: options.key_size.unwrap_or(KEY_SIZE),
-            value_size_max: options.value_size.unwrap_or(VALUE_SIZE),
-            shard_prefix_bits: options.shard_prefix_bits.unwrap_or(0),
-        },
+        None => {
+            let geometry = Geometry {
+                shard_count: options.shard_count.unwrap_or(SHARD_COUNT),
+                key_size_max: options.key_size.unwrap_or(KEY_SIZE),
+                value_size_max: options.value_size.unwrap_or(VALUE_SIZE),
+                shard_prefix_bits: options.shard_prefix_bits.unwrap_or(0),
+            };
+            geometry.check().map_err(BadUsage)?;
+            geometry
+        }
     };
     Ok(Store::open(directory, Options { clock: Arc::clone(&base.clock), ..Options::create(geometry) })?)
 }
@@ -49,7 +54,8 @@ fn sizes_on_disk(directory: &Path) -> anyhow::Result<Option<Geometry>> {
     let file = directory::shards_path(directory).join(directory::shard_file(ShardIndex(0)));
     match directory::inspect(&file) {
         Ok(found) => Ok(Some(found?.identity.geometry)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        // Of what is no directory at all, opening the store says more.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(error).with_context(|| format!("{}: cannot read the header", file.display())),
     }
 }

@@ -104,6 +104,12 @@ pub enum OpenError {
         /// The directory.
         path: PathBuf,
     },
+    /// What was named is no directory.
+    #[error("{path}: found a file, wanted a directory")]
+    NoDirectory {
+        /// What was named.
+        path: PathBuf,
+    },
     /// The sizes asked for are no geometry.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
@@ -170,6 +176,9 @@ impl Store {
         }
         if let (Some(slots), Some(geometry)) = (options.memory_slots, options.geometry) {
             return Self::in_memory(geometry, slots, options);
+        }
+        if path.exists() && !path.is_dir() {
+            return Err(OpenError::NoDirectory { path: path.into() });
         }
         if options.create {
             fs::create_dir_all(path).map_err(io_error(path, "create the directory"))?;

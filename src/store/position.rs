@@ -3,6 +3,8 @@
 //! A seq alone would lie after a failover: the new leader writes other changes under the seqs that the old
 //! one gave out and nobody else had. So would an epoch and a seq, where a leader has lost its last writes.
 
+use std::fmt;
+
 use super::{Store, Term};
 use crate::slot::{Seq, ShardIndex};
 
@@ -20,6 +22,18 @@ pub enum Position {
         /// Its first seq.
         first_seq: Seq,
     },
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Held => f.write_str("it is held"),
+            Self::Ahead => f.write_str("it may still come"),
+            Self::Lost { epoch, first_seq } => {
+                write!(f, "it is lost, epoch {epoch} began at seq {first_seq} without it")
+            }
+        }
+    }
 }
 
 /// Judges by terms, oldest first, and the seq that the shard has reached. Only a leader has lived through all
