@@ -1,4 +1,4 @@
-//! Randomness as a dependency: the process asks the operating system, a simulator its seed.
+//! Floor 0: randomness as a dependency: the process asks the operating system, a simulator its seed.
 
 use uuid::Uuid;
 

@@ -1,4 +1,4 @@
-//! Time as a dependency: everything that asks for the time asks a [`Clock`].
+//! Floor 0: time as a dependency: everything that asks for the time asks a [`Clock`].
 //!
 //! The process uses [`SystemClock`]; simulators and tests use [`ManualClock`].
 

@@ -1,4 +1,4 @@
-//! Counters of the Redis port: written by one thread each, read by anybody.
+//! Floor 0: counters of the Redis port: written by one thread each, read by anybody.
 //!
 //! Every worker thread owns one [`WorkerCounters`]; nobody else writes to it, so counting is a plain
 //! load and store and never a locked instruction. INFO and the metrics collector add the workers up.

@@ -1,4 +1,4 @@
-//! What every replication link reports about itself, for whoever asks from outside.
+//! Floor 2: what every replication link reports about itself, for whoever asks from outside.
 //!
 //! A link writes plain atomics as it goes; INFO, ROLE, WAIT, `/status` and `/metrics` read them.
 //! Values are pushed here from above and never fetched from above. [`waiting`] wakes who waits for them,

@@ -1,4 +1,4 @@
-//! Faults on purpose, to prove that the tests can fail. Without the feature `planted-bugs` every
+//! Floor 0: faults on purpose, to prove that the tests can fail. Without the feature `planted-bugs` every
 //! question is answered "no" at compile time and nothing of this is left.
 //!
 //! A bug is planted for the current thread only, so that tests may run side by side.

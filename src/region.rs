@@ -1,4 +1,4 @@
-//! Memory that slots and indexes lie in: a mapped file, anonymous pages, or plain heap words.
+//! Floor 1: memory that slots and indexes lie in: a mapped file, anonymous pages, or plain heap words.
 //!
 //! All `unsafe` for this memory is in this file. A region reserves its largest size at once, so it
 //! grows without moving; only its first [`Region::len`] bytes may be touched, and every access is

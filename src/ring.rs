@@ -1,4 +1,4 @@
-//! Byte rings between a shard's writers and one link (one ring per attached shard and follower).
+//! Floor 2: byte rings between a shard's writers and one link (one ring per attached shard and follower).
 //!
 //! What lies in a ring is a run of whole records, exactly as it goes onto the wire. A full ring sets
 //! the latch and takes nothing more until the link has drained it and cleared the latch under the

@@ -1,4 +1,4 @@
-//! One stop signal for all threads of a node.
+//! Floor 0: one stop signal for all threads of a node.
 //!
 //! A thread polls [`Stop::is_set`] and registers with [`Stop::on_stop`] whatever wakes it from its
 //! longest sleep, so that an orderly stop never waits for a timeout.

@@ -1,4 +1,4 @@
-//! Sizes and times as people write and read them: `1MiB`, `250ms`, `12.3 MiB/s`. Floor 0.
+//! Floor 0: sizes and times as people write and read them: `1MiB`, `250ms`, `12.3 MiB/s`.
 
 use std::time::Duration;
 

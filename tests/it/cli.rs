@@ -67,6 +67,23 @@ fn version_and_help_are_on_standard_output() {
 }
 
 #[test]
+fn every_option_that_the_readme_names_is_there() {
+    let commands =
+        ["leader", "follower", "status", "promote", "switchover", "inspect", "verify", "demo", "bench"];
+    let help: String = commands.iter().map(|command| stdout(&run(&[command, "--help"]))).collect();
+    let is_option = |c: char| c.is_ascii_lowercase() || c == '-';
+    let named = include_str!("../../README.md").split(|c: char| !is_option(c)).filter(|word| {
+        // Those of cargo are none of ours.
+        word.starts_with("--") && word.len() > 4 && !["--release", "--example", "--path"].contains(word)
+    });
+    let unknown: Vec<&str> = named
+        .clone()
+        .filter(|option| !help.split(|c: char| !is_option(c)).any(|word| word == *option))
+        .collect();
+    assert!(unknown.is_empty() && named.count() > 10, "{unknown:?}");
+}
+
+#[test]
 fn bad_usage_is_exit_code_2_and_one_line() {
     let directory = tempfile::tempdir().expect("temp dir");
     assert_fails(&run(&[]), 2, &["no command"]);
@@ -239,9 +256,10 @@ fn a_follower_waits_for_a_leader_that_is_not_there_yet() {
     // It also stops in order while it waits.
     let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal");
-    let start = std::time::Instant::now();
+    // It does not ask again, but for the time that may have been under way.
+    let asked_again = lines.filter(|line| line.contains("waiting for the leader")).count();
     let status = child.wait().expect("it ends");
-    assert!(status.success() && start.elapsed() < std::time::Duration::from_secs(2), "{status}");
+    assert!(status.success() && asked_again <= 1, "{status}, asked {asked_again} times more");
     assert!(waits && !ports.exists() && !data.join("shards").exists());
 }
 

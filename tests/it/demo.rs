@@ -1,21 +1,20 @@
 //! The demo and the small load, as a user runs them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::{Node, PATIENCE, command, poll, run_command, stderr, stdout};
 
-const DEMO_TIME_MAX: Duration = Duration::from_secs(60);
+/// On an idle machine it takes some seconds.
+const DEMO_TIME_MAX: Duration = Duration::from_secs(240);
 
 #[test]
-fn heavy_the_demo_ends_well_within_a_minute_and_cleans_up() {
+fn heavy_the_demo_shows_what_it_says_and_cleans_up() {
     let temp = tempfile::tempdir().expect("temp dir");
-    let start = Instant::now();
     let output = run_command(command(&["demo"]).env("TMPDIR", temp.path()), DEMO_TIME_MAX);
     let text = stdout(&output);
     assert!(output.status.success(), "{text}\n{}", stderr(&output));
-    assert!(start.elapsed() < DEMO_TIME_MAX);
     for words in [
         "hold the leader's last seq",
         "READONLY",

@@ -113,10 +113,10 @@ fn a_synchronous_write_is_on_its_follower_when_it_is_answered() {
 
 #[test]
 fn an_unconfirmed_write_is_said_to_be_one_and_stays() {
-    const TIMEOUT: Duration = Duration::from_millis(400);
-    const WRITES: u32 = 60;
+    // One after another they would wait for longer than any test may take.
+    const WRITES: u32 = 400;
     let directory = tempfile::tempdir().expect("temp dir");
-    let (leader, follower) = pair(&directory, &["--sync-level", "received", "--sync-timeout", "400ms"], &[]);
+    let (leader, follower) = pair(&directory, &["--sync-level", "received", "--sync-timeout", "1s"], &[]);
     let mut client = leader.client();
     wait_until("a write is confirmed", PATIENCE, || is_ok(&set(&mut client, 0, "both")));
     let unconfirmed = leader.metric("slotstream_writes_unconfirmed_total");
@@ -126,14 +126,12 @@ fn an_unconfirmed_write_is_said_to_be_one_and_stays() {
         encode(&mut pipeline, &[b"SET", format!("key-{key:04}").as_bytes(), b"here"]);
         encode(&mut pipeline, &[b"GET", format!("key-{key:04}").as_bytes()]);
     }
-    let started = Instant::now();
     client.send(&pipeline).expect("sent");
     for _ in 0..WRITES {
         let write = client.reply().expect("a reply");
         assert_error(&write, "NOREPLICAS the write is applied here, but 0 of 1 followers confirmed it");
         assert_eq!(client.reply().expect("a reply").text(), "here");
     }
-    assert!(started.elapsed() < TIMEOUT * WRITES / 2, "it waited once, not once per write");
     let found = leader.metric("slotstream_writes_unconfirmed_total") - unconfirmed;
     assert_eq!(found, f64::from(WRITES));
 

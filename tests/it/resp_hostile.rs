@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::Shutdown;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use slotstream::resp::Options;
 
@@ -116,18 +116,14 @@ fn a_pipeline_of_a_hundred_thousand_commands_is_answered_in_order() {
     }
     let stream = client.writer().try_clone().unwrap();
     let sender = std::thread::spawn(move || (&stream).write_all(&bytes).unwrap());
-    let mut slowest = Duration::ZERO;
     for index in 0..COMMANDS {
         let digits = index.to_string();
         assert_eq!(client.reply(), format!("${}\r\n{digits}\r\n", digits.len()).as_bytes());
         if index % 5000 == 0 {
-            let started = Instant::now();
             assert_eq!(other.ask("ping"), "+PONG\r\n");
-            slowest = slowest.max(started.elapsed());
         }
     }
     sender.join().unwrap();
-    assert!(slowest < Duration::from_secs(1), "another client waited {slowest:?}");
 }
 
 #[test]

@@ -4,24 +4,28 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Floors of the modules below `src`: a module imports lower floors only.
-const FLOORS: &[(u8, &[&str])] = &[
-    (6, &["node"]),
-    (5, &["config", "inspect", "http"]),
-    (4, &["leader", "follower", "resp", "status"]),
-    (3, &["store"]),
-    (2, &["shard", "ring", "wire", "links"]),
-    (1, &["slot", "region", "signals"]),
-    (0, &["metrics", "stop", "clock", "chance", "counters", "checksum", "planted", "units"]),
-];
-
 /// Files that may hold `unsafe`: slot memory, and the processor's checksum instruction.
 const UNSAFE_FILES: &[&str] = &["src/region.rs", "src/checksum.rs"];
 const FILE_LINES_MAX: usize = 700;
 const README_LINES_MAX: usize = 149;
 
+/// Modules below `src` with their floors: a module imports lower floors only. Read from the rows
+/// `| 6 | `node` | ... |` of the map, so that there is one table.
+fn floors() -> impl Iterator<Item = (&'static str, u8)> {
+    let map = include_str!("../../src/ARCHITECTURE.md");
+    let section = map.split("## Floors").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap_or("");
+    section
+        .lines()
+        .filter_map(|row| {
+            let mut cells = row.strip_prefix("| ")?.split(" | ");
+            let floor: u8 = cells.next()?.parse().ok()?;
+            Some(cells.next()?.split(", ").map(move |module| (module.trim_matches('`'), floor)))
+        })
+        .flatten()
+}
+
 fn floor(module: &str) -> Option<u8> {
-    FLOORS.iter().find(|(_, modules)| modules.contains(&module)).map(|(floor, _)| *floor)
+    floors().find(|(known, _)| *known == module).map(|(_, floor)| floor)
 }
 
 /// Modules of this crate that a file names in `crate::` paths, also in braces.
@@ -73,7 +77,7 @@ fn floor_complaints(file: &str, text: &str) -> Vec<String> {
         return Vec::new();
     }
     let Some(own) = floor(module) else {
-        return vec![format!("{file}: module `{module}` has no floor; give it one in tests/it/tidy.rs")];
+        return vec![format!("{file}: module `{module}` has no floor; give it one in src/ARCHITECTURE.md")];
     };
     let bad = |other: &String| match floor(other) {
         _ if other == module => None,
@@ -82,6 +86,14 @@ fn floor_complaints(file: &str, text: &str) -> Vec<String> {
         None => Some(format!("{file} imports `crate::{other}`, which is no module with a floor")),
     };
     imports(text).iter().filter_map(bad).collect()
+}
+
+/// A module's first line names its floor: whoever opens the file sees what it may use.
+fn floor_head_complaint(file: &str, text: &str) -> Option<String> {
+    let path = file.strip_prefix("src/")?;
+    let module = path.strip_suffix("/mod.rs").or(path.strip_suffix(".rs"))?;
+    let wanted = format!("//! Floor {}: ", floor(module)?);
+    (!text.starts_with(&wanted)).then(|| format!("{file} does not begin with `{wanted}`"))
 }
 
 fn head_complaint(file: &str, text: &str) -> Option<String> {
@@ -187,6 +199,21 @@ fn modules_import_lower_floors_only() {
 }
 
 #[test]
+fn the_map_and_the_modules_agree_on_floors() {
+    let files = rust_files("src");
+    assert_none(files.iter().filter_map(|(file, text)| floor_head_complaint(file, text)).collect());
+    let is_there = |module: &str| {
+        [format!("src/{module}.rs"), format!("src/{module}/mod.rs")]
+            .iter()
+            .any(|path| root().join(path).exists())
+    };
+    let missing = floors().filter(|(module, _)| !is_there(module));
+    assert_none(missing.map(|(module, _)| format!("the map has `{module}`, src has not")).collect());
+    let floors_found: BTreeSet<u8> = floors().map(|(_, floor)| floor).collect();
+    assert_eq!(floors_found, (0..=6).collect());
+}
+
+#[test]
 fn every_file_has_a_head_and_a_bounded_length_and_nothing_left_to_do() {
     let mut complaints = Vec::new();
     for folder in ["src", "tests"] {
@@ -226,6 +253,9 @@ fn planted_violations_are_found() {
         floor_complaints("src/http/mod.rs", "use crate::{slot::{Seq, Key}, status::View};\n// crate::node")
             .is_empty()
     );
+    assert!(floor_head_complaint("src/slot/mod.rs", "//! Floor 2: what a slot is.").is_some());
+    assert!(floor_head_complaint("src/stop.rs", "//! One stop signal.").is_some());
+    assert!(floor_head_complaint("src/slot/image.rs", "//! Images.").is_none());
     assert!(head_complaint("a.rs", "use b;\n//! late").is_some());
     assert!(head_complaint("a.rs", "#![cfg(x)]\n//! in time").is_none());
     assert!(length_complaint("a.rs", &"x\n".repeat(701), FILE_LINES_MAX).is_some());

@@ -1,9 +1,9 @@
 //! Peers of a leader or a follower that are not what they should be, over real sockets.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use slotstream::follower::{self, ProbeError, probe};
 use slotstream::leader;
@@ -59,7 +59,7 @@ fn refusal(mut stream: TcpStream) -> Refuse {
 fn a_probe_learns_the_leaders_sizes() {
     let store_l = store(geometry(3), None);
     let leader = start_leader(&store_l, leader::Options { resp_port: 6379, ..Default::default() });
-    let info = probe(&leader.address().to_string(), Duration::from_secs(5)).unwrap();
+    let info = probe(&leader.address().to_string(), DEADLINE).unwrap();
     assert_eq!(info.geometry, geometry(3));
     assert_eq!(info.store_id, store_l.store_id());
     assert_eq!(info.resp_port, 6379);
@@ -82,7 +82,7 @@ fn a_probe_of_another_protocols_port_says_so() {
             stream.shutdown(std::net::Shutdown::Write).unwrap();
             std::io::copy(&mut stream, &mut std::io::sink()).ok();
         });
-        let error = probe(&address, Duration::from_secs(5)).unwrap_err();
+        let error = probe(&address, DEADLINE).unwrap_err();
         assert!(error.is_permanent() && error.to_string().contains(wanted), "{error}");
         server.join().unwrap();
     }
@@ -91,14 +91,16 @@ fn a_probe_of_another_protocols_port_says_so() {
     let error = probe(&address, Duration::from_millis(50)).unwrap_err();
     assert!(matches!(error, ProbeError::Timeout { .. }) && !error.is_permanent(), "{error}");
     drop(listener);
-    let error = probe(&address, Duration::from_secs(5)).unwrap_err();
+    let error = probe(&address, DEADLINE).unwrap_err();
     assert!(matches!(error, ProbeError::Connect { .. }), "{error}");
 }
 
 #[test]
 fn foreign_clients_are_closed_at_once_and_counted() {
     let store_l = store(geometry(1), None);
-    let leader = start_leader(&store_l, leader::Options::default());
+    // Only what they say can close them.
+    let options = leader::Options { handshake_timeout: DEADLINE * 100, ..Default::default() };
+    let leader = start_leader(&store_l, options);
     let clients = [
         &b"PING\r\n"[..],
         b"*1\r\n$4\r\nPING\r\n",
@@ -110,10 +112,8 @@ fn foreign_clients_are_closed_at_once_and_counted() {
         let mut stream = TcpStream::connect(leader.address()).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.write_all(bytes).unwrap();
-        let started = Instant::now();
-        let read = stream.read(&mut [0; 10]);
-        assert!(matches!(read, Ok(0)) || read.is_err(), "{read:?}");
-        assert!(started.elapsed() < Duration::from_secs(4), "closed by the deadline only");
+        let read = stream.read(&mut [0; 10]).map_err(|error| error.kind());
+        assert!(matches!(read, Ok(0) | Err(ErrorKind::ConnectionReset)), "{read:?}");
     }
     let errors = leader.links.totals.protocol_errors.load(Ordering::Relaxed);
     assert_eq!(errors, clients.len() as u64);
