@@ -38,13 +38,13 @@ pub enum Command {
     Promote(PromoteArgs),
     /// Let a running leader hand over to one of its followers, without losing an acknowledged write.
     Switchover(SwitchoverArgs),
-    /// Show what lies in a data directory.
+    /// Show headers and counts of a data directory, also of one in use; changes nothing.
     Inspect(InspectArgs),
-    /// Check a stopped node's data directory, or compare two slot by slot.
+    /// Check all data of a stopped node, or compare a leader's directory with a follower's; changes nothing.
     Verify(VerifyArgs),
-    /// Watch a leader and its followers at work in a temporary directory.
+    /// Start a leader and followers in a temporary directory, write, cut them off and compare them.
     Demo(DemoArgs),
-    /// Put a small load on a running leader and print what it took.
+    /// Send SET and then GET commands to a running leader and print how many it answered, and how fast.
     Bench(BenchArgs),
 }
 
@@ -118,7 +118,7 @@ pub struct Lead {
     /// Ring per attached follower and shard: what the leader buffers for it before it falls back to a scan [default: 64MiB shared by all shards, 256KiB to 4MiB each]
     #[arg(long, env = "SLOTSTREAM_RING_SIZE", value_name = "SIZE", value_parser = units::parse_size)]
     pub ring_size: Option<usize>,
-    /// Bytes of a scan that may be on their way, unacknowledged, per link
+    /// Bytes of a scan that may be on their way to a follower, per shard, before it has confirmed some
     #[arg(long, env = "SLOTSTREAM_ACK_WINDOW", value_name = "SIZE", default_value = "1MiB", value_parser = units::parse_size)]
     pub ack_window: usize,
 }
@@ -141,7 +141,7 @@ pub struct Leader {
     /// Largest value of a new store, 0 to 65535 bytes [default: 256, or what the directory holds]
     #[arg(long, env = "SLOTSTREAM_VALUE_SIZE", value_name = "BYTES")]
     pub value_size: Option<u16>,
-    /// Leading key bits that choose the shard of a new store; 0 is the whole key [default: 0, or what the directory holds]
+    /// Keys that share so many leading bits share a shard, in a new store; 0 = the whole key chooses [default: 0, or what the directory holds]
     #[arg(long, env = "SLOTSTREAM_SHARD_PREFIX_BITS", value_name = "BITS")]
     pub shard_prefix_bits: Option<u16>,
     /// Lead from the data of a follower: it takes a new epoch; never while its old leader still runs
@@ -172,7 +172,7 @@ pub struct Follower {
 /// `slotstream status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// HTTP addresses of nodes
+    /// HTTP addresses of nodes (their --http-listen), such as 127.0.0.1:9379
     #[arg(required = true, value_name = "HTTP_ADDR", value_parser = value::host_port)]
     pub nodes: Vec<String>,
     /// Print JSON
@@ -186,7 +186,8 @@ pub struct PromoteArgs {
     /// Redis address of the follower, or of a leader that was replaced
     #[arg(value_name = "ADDR", value_parser = value::host_port)]
     pub node: String,
-    /// Also while its leader is there and leads, and where it led and was replaced
+    /// Also while its leader still runs, and where it led and was replaced: writes that only the other one has
+    /// will be dropped
     #[arg(long)]
     pub force: bool,
 }
@@ -194,13 +195,13 @@ pub struct PromoteArgs {
 /// `slotstream switchover`.
 #[derive(Debug, Args)]
 pub struct SwitchoverArgs {
-    /// Redis address of the leader
+    /// Redis address of the leader now
     #[arg(value_name = "ADDR", value_parser = value::host_port)]
     pub leader: String,
     /// Redis address of the follower that is to lead
     #[arg(long, value_name = "ADDR", value_parser = value::host_port)]
     pub to: String,
-    /// How long writes may wait until it is given up
+    /// Give up, and let the leader go on, if the follower has not caught up within this
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::parse_duration)]
     pub timeout: Duration,
 }
@@ -211,7 +212,7 @@ pub struct InspectArgs {
     /// Data directory
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
-    /// Only this shard
+    /// Only this shard, counted from 0
     #[arg(long, value_name = "N")]
     pub shard: Option<u16>,
     /// Print JSON
@@ -221,11 +222,17 @@ pub struct InspectArgs {
 
 /// `slotstream verify`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+One directory: checks every record's checksum, and what is derived from the records: index, free slots, counts.
+Two directories: both must belong to one store, such as a leader's and its follower's; they are equal if every
+slot of the shards that both hold has the same bytes. Let the follower catch up before you stop both.
+Damaged slots and differences are listed and make the exit code 1. A leader does not open a damaged directory;
+a follower does, and takes the damaged records from its leader again.")]
 pub struct VerifyArgs {
     /// Data directory of a stopped node
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
-    /// Data directory to compare it with; the shards that both hold are compared
+    /// Another stopped node's directory, to compare the first one with
     #[arg(value_name = "DIR")]
     pub other: Option<PathBuf>,
     /// Print JSON
@@ -243,17 +250,20 @@ pub struct DemoArgs {
 
 /// `slotstream bench`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+It overwrites the keys bench:0000000000 and up, and leaves them there. A round trip is one pipeline: sent as a
+whole, then waited for. The figures are those of this client on this machine, not the most the leader can do.")]
 pub struct BenchArgs {
-    /// RESP address of a running leader
+    /// Redis address of a running leader
     #[arg(value_name = "ADDR", default_value = "127.0.0.1:6379", value_parser = value::address)]
     pub address: SocketAddr,
-    /// Connections, each with a thread of its own
+    /// Clients at one time, each with a connection and a thread of its own
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub clients: u16,
-    /// Commands sent before their replies are awaited
+    /// Commands that a client sends before it waits for their replies; 1 = one at a time
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub pipeline: u16,
-    /// Different keys
+    /// How many different keys, chosen at random
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub keys: u32,
     /// Bytes of each value

@@ -11,21 +11,21 @@ use crate::units;
 /// How sure a write is to be before it is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SyncLevel {
-    /// It is applied here.
+    /// Nothing: the leader's own memory is enough.
     None,
-    /// Followers have received it.
+    /// Received it.
     Received,
-    /// Followers have applied it.
+    /// Applied it: they serve it to readers.
     Applied,
 }
 
 /// Yes or no.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum YesNo {
-    /// Yes.
+    /// Serve what is there.
     #[value(alias = "true")]
     Yes,
-    /// No.
+    /// Answer MASTERDOWN.
     #[value(alias = "false")]
     No,
 }
@@ -48,13 +48,13 @@ pub struct Replication {
         ignore_case = true
     )]
     pub sync_level: SyncLevel,
-    /// How many followers that takes
+    /// How many followers must have done that
     #[arg(long, env = "SLOTSTREAM_SYNC_FOLLOWERS", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub sync_followers: u16,
-    /// After this long the reply is an error (NOREPLICAS); the write stays
+    /// If they have not by then, the reply is an error (NOREPLICAS) and the write stays
     #[arg(long, env = "SLOTSTREAM_SYNC_TIMEOUT", value_name = "TIME", default_value = "1s", value_parser = units::parse_duration)]
     pub sync_timeout: Duration,
-    /// Let a follower be read while a scan makes a shard whole; `no` answers MASTERDOWN
+    /// What a follower's readers get of a shard that a scan is still filling
     #[arg(
         long,
         env = "SLOTSTREAM_READS_WHILE_SYNCING",
@@ -63,7 +63,7 @@ pub struct Replication {
         ignore_case = true
     )]
     pub reads_while_syncing: YesNo,
-    /// Bytes per second that all scans to followers may send together [default: no limit]
+    /// What all scans to followers together may send in a second, such as 50MiB [default: no limit]
     #[arg(long, env = "SLOTSTREAM_SCAN_RATE_MAX", value_name = "SIZE", value_parser = units::parse_size)]
     pub scan_rate_max: Option<usize>,
     /// The same while clients write much (10,000 a second); scans may send 1.5 times what is written in any case; 0 = no limit

@@ -81,7 +81,8 @@ fn route(context: &Context, path: &str, query: &str) -> Answer {
         "/metrics" => {
             context.collector.publish(view);
             let histogram = view.clients().map(|clients| collect::histogram(clients)).unwrap_or_default();
-            Answer { code: StatusCode::OK, kind: METRICS, body: context.recorder.render() + &histogram }
+            let text = collect::with_cpu_counter(context.recorder.render());
+            Answer { code: StatusCode::OK, kind: METRICS, body: text + &histogram }
         }
         "/livez" => Answer::text(StatusCode::OK, "ok\n"),
         "/readyz" => ready(view, parameter(query, "verbose").is_some()),

@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::{ToolError, Verdict};
+use crate::shard::REDO_OFFSET;
 use crate::shard::header::slots_offset;
-use crate::slot::{ShardIndex, SlotIndex, SlotView, Status};
+use crate::slot::image::{RECORD_HEADER_SIZE, read_u32};
+use crate::slot::{Geometry, ShardIndex, SlotIndex, SlotView, Status};
 use crate::store::directory::{self, Inspection};
 use crate::store::{Progress, Term};
 use crate::units;
@@ -135,13 +137,17 @@ fn shard_report(file: PathBuf) -> Result<ShardReport, ToolError> {
     })
 }
 
-/// Reads every formatted slot. A file that ends early has its missing slots counted as damaged.
+/// Reads every formatted slot as opening the file would: a slot whose write was cut off has what the redo
+/// place holds for it. A file that ends early has its missing slots counted as damaged.
 fn count(path: &Path, found: &Inspection) -> io::Result<Counts> {
     const CHUNK_SLOTS: u32 = 1024;
     let (geometry, shard) = (found.identity.geometry, found.identity.shard);
     let (stride, formatted) = (geometry.slot_stride(), found.state.slots_formatted);
     let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(slots_offset(&geometry) as u64))?;
+    let mut redo = vec![0; slots_offset(&geometry) - REDO_OFFSET];
+    file.seek(SeekFrom::Start(REDO_OFFSET as u64))?;
+    file.read_exact(&mut redo)?;
+    let redo = redo_record(&geometry, shard, &redo);
     let mut counts = Counts::default();
     let mut chunk = Vec::new();
     let mut first = 0;
@@ -151,8 +157,11 @@ fn count(path: &Path, found: &Inspection) -> io::Result<Counts> {
         (&mut file).take(u64::from(wanted) * stride as u64).read_to_end(&mut chunk)?;
         let mut slots = chunk.chunks_exact(stride);
         for slot in first..first + wanted {
-            let view = slots.next().map(|bytes| SlotView::check(&geometry, shard, SlotIndex(slot), bytes));
-            let Some(Ok(view)) = view else {
+            let view =
+                slots.next().and_then(|bytes| SlotView::check(&geometry, shard, SlotIndex(slot), bytes).ok());
+            let redo = redo.filter(|(cut, _)| cut.0 == slot).map(|(_, redo)| redo);
+            let newer = redo.filter(|redo| view.is_none_or(|view| view.seq() < redo.seq()));
+            let Some(view) = newer.or(view) else {
                 counts.damaged += 1;
                 continue;
             };
@@ -169,6 +178,18 @@ fn count(path: &Path, found: &Inspection) -> io::Result<Counts> {
         first += wanted;
     }
     Ok(counts)
+}
+
+/// The record in the redo place, if it is whole.
+fn redo_record<'a>(
+    geometry: &Geometry,
+    shard: ShardIndex,
+    place: &'a [u8],
+) -> Option<(SlotIndex, SlotView<'a>)> {
+    let (header, rest) = place.split_at_checked(RECORD_HEADER_SIZE)?;
+    let image = rest.get(..read_u32(header, 4) as usize)?;
+    let slot = SlotIndex(read_u32(header, 0));
+    Some((slot, SlotView::check(geometry, shard, slot, image).ok()?))
 }
 
 /// Who holds the directory's lock, without taking it: a node that starts now must not find it taken.
@@ -229,4 +250,52 @@ fn print_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+    use crate::inspect::verify;
+    use crate::store::{Options, Store};
+
+    #[test]
+    fn inspect_and_verify_count_the_same_slots_as_damaged() {
+        let directory = tempfile::tempdir().expect("temp dir");
+        let geometry =
+            Geometry { shard_count: 1, key_size_max: 16, value_size_max: 16, shard_prefix_bits: 0 };
+        let store = Store::open(directory.path(), Options::create(geometry)).expect("opens");
+        for key in [b"a", b"b", b"c"] {
+            store.put(key, b"value").expect("put");
+        }
+        store.close().expect("closes");
+        drop(store);
+        let path = directory::shards_path(directory.path()).join(directory::shard_file(ShardIndex(0)));
+        let file = File::options().read(true).write(true).open(path).expect("opens");
+        let mut last = [0; 4];
+        file.read_exact_at(&mut last, REDO_OFFSET as u64).expect("read");
+        let damage = |slot: u32| {
+            let offset = slots_offset(&geometry) + slot as usize * geometry.slot_stride();
+            file.write_all_at(&[0; 8], offset as u64 + 4).expect("written");
+        };
+        let counted = || {
+            let report = read(directory.path(), None).expect("read");
+            let mut text = Vec::new();
+            let verdict = verify::check(directory.path(), true, &mut text).expect("checked");
+            let check: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+            let found = report.shards[0].slots.damaged;
+            assert_eq!(check["damaged_count"], found);
+            assert_eq!(check["records"], report.shards[0].slots.occupied);
+            assert_eq!(verdict == Verdict::Good, found == 0);
+            found
+        };
+        assert_eq!(counted(), 0);
+        // The last write, cut off: the redo place has it whole.
+        let last = u32::from_le_bytes(last);
+        damage(last);
+        assert_eq!(counted(), 0);
+        damage((last + 1) % 3);
+        assert_eq!(counted(), 1);
+    }
 }

@@ -67,6 +67,10 @@ fn metrics_say_what_happened() {
     assert_eq!(value("keyspace_hits_total"), 1.0);
     assert_eq!(value("keyspace_misses_total"), 1.0);
     assert!(value("scan_slots_sent_total") >= 200.0 && value("replication_records_sent_total") >= 50.0);
+    assert!(text.contains("# TYPE process_cpu_seconds_total counter\n"), "{text}");
+    wait_until("parts of a second of CPU time are seen", PATIENCE, || {
+        leader.metric("process_cpu_seconds_total").fract() > 0.0
+    });
     assert!(text.contains("slotstream_connected_followers{state=\"stream\"} 1"), "{text}");
     assert!(text.contains("slotstream_commands_total{cmd=\"set\"} 250"), "{text}");
     wait_until("the leader has heard every Ack", PATIENCE, || {
