@@ -43,7 +43,7 @@ pub(super) enum Remembered {
 impl fmt::Display for Remembered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Leader => f.write_str("leader"),
+            Self::Leader { .. } => f.write_str("leader"),
             Self::Follower(leader) => write!(f, "follower of {}", leader.replication),
         }
     }
