@@ -1,5 +1,8 @@
 //! Reports of dropped writes: JSON lines in the data directory, one file per rewind and shard.
 //!
+//! A report tells what slots held. So a dropped deletion is in it as long as the slot still tells of it, and not
+//! if the slot was used again since: then the key is back, and only the newer write is said to be dropped.
+//!
 //! A report is written and made durable under a name of its own before the rewind is noted, and takes
 //! its final name after that; so a rewind that is cut off anywhere leaves one report, and never two.
 
