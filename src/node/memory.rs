@@ -43,7 +43,10 @@ pub(super) enum Remembered {
 impl fmt::Display for Remembered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Leader { .. } => f.write_str("leader"),
+            Self::Leader { superseded_by_epoch: None } => f.write_str("leader"),
+            Self::Leader { superseded_by_epoch: Some(epoch) } => {
+                write!(f, "leader, replaced by epoch {epoch}")
+            }
             Self::Follower(leader) => write!(f, "follower of {}", leader.replication),
         }
     }
