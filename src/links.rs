@@ -235,6 +235,10 @@ pub struct Totals {
     pub rewinds: AtomicU64,
     /// Writes that rewinds dropped; each is in a report.
     pub writes_dropped: AtomicU64,
+    /// Slots that followers gave back to a leader that lost them in a crash.
+    pub slots_regained: AtomicU64,
+    /// Bytes of what they sent for that.
+    pub regain_bytes: AtomicU64,
     /// Heartbeats sent.
     pub heartbeats_sent: AtomicU64,
     /// Heartbeats received.

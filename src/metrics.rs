@@ -60,6 +60,8 @@ metrics! {
     SCANS_RESUMED_TOTAL = Counter "scans_resumed_total", "Delta scans that went on where a broken link had left one.";
     REWINDS_TOTAL = Counter "rewinds_total", "Times a follower's shard dropped writes that its leader never had.";
     WRITES_DROPPED_TOTAL = Counter "writes_dropped_total", "Writes dropped by rewinds; each is in a report in the data directory.";
+    REGAINING = Gauge "regaining", "1 while a leader takes no writes because followers give back what a crash took, else 0.";
+    SLOTS_REGAINED_TOTAL = Counter "slots_regained_total", "Slots that followers gave back to this leader after a crash.";
     SCAN_IN_PROGRESS = Gauge "scan_in_progress", "Links that are scanning.";
     SCAN_SLOTS_SENT_TOTAL = Counter "scan_slots_sent_total", "Slots sent by scans.";
     REPLICATION_SENT_BYTES_TOTAL = Counter "replication_sent_bytes_total", "Bytes written to replication links.";

@@ -40,6 +40,12 @@ pub enum Bug {
     OlderEpochAccepted,
     /// A follower lets a leader's shard that never held anything empty its own.
     EmptiedStoreAccepted,
+    /// After an OS crash a leader forgets what followers gave back when it takes its new term.
+    RegainedForgotten,
+    /// What followers give back is taken though the slot holds something newer.
+    RegainedThoughOlder,
+    /// After an OS crash a leader says that it shares with followers all that it has.
+    RegainedTooHigh,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
+use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, fallocate};
 
 /// Bytes of a cache line; [`Region::line`] counts in these.
@@ -25,9 +26,18 @@ const LINE_WORDS: usize = LINE_SIZE / 8;
 
 #[derive(Debug)]
 enum Backing {
-    File { _map: MmapRaw, file: File },
-    Mapped { _map: MmapMut },
-    Heap { _words: Vec<u64> },
+    File {
+        map: MmapRaw,
+        file: File,
+    },
+    Mapped {
+        _map: MmapMut,
+    },
+    /// With what of it is on the disk of a simulated machine, once that is kept.
+    Heap {
+        _words: Vec<u64>,
+        disk: Mutex<Option<Vec<u8>>>,
+    },
 }
 
 #[derive(Debug)]
@@ -65,7 +75,7 @@ impl Region {
         // Random access is the rule; without this the kernel reads ahead, builds large folios, and
         // one dirty byte then costs up to 2 MiB of write-back.
         map.advise(Advice::Random)?;
-        Self::new(map.as_mut_ptr(), len, reserved, Backing::File { _map: map, file })
+        Self::new(map.as_mut_ptr(), len, reserved, Backing::File { map, file })
     }
 
     /// Maps a copy of the first `len` bytes of a file: what is written never reaches it.
@@ -91,8 +101,8 @@ impl Region {
         assert!(len <= reserved, "region length within its reserve");
         let mut words = vec![0_u64; reserved.div_ceil(8).max(1)];
         let base = NonNull::from(words.as_mut_slice()).cast();
-        let memory =
-            Memory { base, len: AtomicUsize::new(len), reserved, backing: Backing::Heap { _words: words } };
+        let backing = Backing::Heap { _words: words, disk: Mutex::new(None) };
+        let memory = Memory { base, len: AtomicUsize::new(len), reserved, backing };
         Self { memory: Arc::new(memory), len }
     }
 
@@ -136,8 +146,61 @@ impl Region {
     pub fn sync(&self) -> io::Result<()> {
         match &self.memory.backing {
             Backing::File { file, .. } => file.sync_data(),
-            Backing::Mapped { .. } | Backing::Heap { .. } => Ok(()),
+            Backing::Mapped { .. } => Ok(()),
+            Backing::Heap { .. } => self.sync_part(0, self.len),
         }
+    }
+
+    /// Makes a part of what was written durable, and nothing else of it.
+    pub fn sync_part(&self, offset: usize, len: usize) -> io::Result<()> {
+        let part = self.bytes(offset, len);
+        match &self.memory.backing {
+            Backing::File { map, .. } => map.flush_range(offset, len),
+            Backing::Mapped { .. } => Ok(()),
+            Backing::Heap { disk, .. } => {
+                if let Some(disk) = disk.lock().as_mut() {
+                    disk.resize(self.len, 0);
+                    disk[offset..offset + len].copy_from_slice(part);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets heap words have a disk from now on, on which all of them are; for simulators.
+    pub fn keep_disk(&self) {
+        if let Backing::Heap { disk, .. } = &self.memory.backing {
+            disk.lock().get_or_insert_with(|| self.bytes(0, self.len).to_vec());
+        }
+    }
+
+    /// A copy in heap words, with the same on its disk if these have one.
+    #[must_use]
+    pub fn copy_to_heap(&self) -> Self {
+        let copy = Self::heap_of(self.bytes(0, self.len), self.reserved());
+        if let (Backing::Heap { disk: from, .. }, Backing::Heap { disk: to, .. }) =
+            (&self.memory.backing, &copy.memory.backing)
+        {
+            to.lock().clone_from(&from.lock());
+        }
+        copy
+    }
+
+    /// What heap words are after a power cut: what is on their disk.
+    #[must_use]
+    pub fn from_disk(&self) -> Option<Self> {
+        let Backing::Heap { disk, .. } = &self.memory.backing else { return None };
+        let mut disk = disk.lock().clone()?;
+        disk.resize(self.len, 0);
+        let region = Self::heap_of(&disk, self.reserved());
+        region.keep_disk();
+        Some(region)
+    }
+
+    fn heap_of(bytes: &[u8], reserved: usize) -> Self {
+        let mut region = Self::heap(bytes.len(), reserved);
+        region.bytes_mut(0, bytes.len()).copy_from_slice(bytes);
+        region
     }
 
     /// Where `len` bytes at `offset` lie, all of them within the region.

@@ -263,6 +263,10 @@ impl View {
             scan: None,
         };
         if self.role() == Role::Leader {
+            if store.is_regaining() {
+                let reason = "gets back from followers what a crash took".to_owned();
+                return ShardStatus { phase: PHASE_REGAINING.to_owned(), reason, ready: false, ..base };
+            }
             return base;
         }
         let (watermark, inconsistent) =
@@ -302,6 +306,7 @@ impl View {
 }
 
 const PHASE_LEADING: &str = "leading";
+const PHASE_REGAINING: &str = "regaining";
 
 /// A node's status.
 #[derive(Debug, Clone, Serialize, Deserialize)]

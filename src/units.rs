@@ -35,6 +35,14 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Parses a duration, or `off` (also `0`), which is zero.
+pub fn parse_duration_or_off(text: &str) -> Result<Duration, String> {
+    match text {
+        "off" | "0" | "0s" => Ok(Duration::ZERO),
+        _ => parse_duration(text).map_err(|error| format!("{error}, or off")),
+    }
+}
+
 /// Bytes with a binary unit and one decimal: `512 B`, `1.5 MiB`.
 #[must_use]
 pub fn bytes(count: u64) -> String {

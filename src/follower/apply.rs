@@ -127,15 +127,15 @@ impl Applier {
     }
 
     /// The next slots to ask for; none = all are there, and the scan comes.
-    pub(super) fn ask(&mut self, store: &Store) -> Vec<SlotIndex> {
+    pub(super) fn ask(&mut self, store: &Store) -> Result<Vec<SlotIndex>, LinkError> {
         assert!(self.asked.is_empty(), "one Want at a time");
         let slots = store.slots_to_ask_for(self.shard, WANT_LEN_MAX);
         self.asked.extend(&slots);
         if slots.is_empty() {
-            store.end_rewind(self.shard);
+            store.end_rewind(self.shard).map_err(LinkError::Rewind)?;
             self.progress = store.progress(self.shard);
         }
-        slots
+        Ok(slots)
     }
 
     /// Applies slots that were asked for; says whether all of them have come.

@@ -15,18 +15,20 @@ use std::time::Duration;
 use crate::clock::Now;
 use crate::links::{ClockOffset, LinkCell, Links, Phase, monotonic_ms};
 use crate::planted::{Bug, is_planted};
-use crate::slot::{Geometry, Records, Seq, ShardIndex, SlotIndex};
+use crate::slot::{Geometry, Records, Seq, ShardIndex, SlotError, SlotIndex};
 use crate::store::{ApplyError, Progress, Step, Store};
 use crate::wire::frame::{
     FLAG_SCAN, FLAG_STREAM, FLAG_WANTED, Frame, FrameDecoder, FrameError, Kind, PREAMBLE, Side,
 };
 use crate::wire::message::{
-    Ack, Heartbeat, Hello, MessageError, Refuse, ScanDone, ScanPlace, ScanStart, VERSION, Want, Welcome,
+    Ack, Heartbeat, Hello, MessageError, Refuse, Regain, ScanDone, ScanPlace, ScanStart, VERSION, Want,
+    Welcome,
 };
 use crate::wire::{Outbox, Transport, next_beat};
 
 use super::Options;
 use super::apply::Applier;
+use super::lend::Lender;
 
 /// What a link works with; the same for all links of a thread.
 #[derive(Clone, Copy)]
@@ -125,8 +127,8 @@ pub enum LinkError {
         /// The next one asked for.
         wanted: Option<SlotIndex>,
     },
-    /// The report of dropped writes could not be written; nothing was dropped.
-    #[error("cannot begin a rewind: {0}")]
+    /// The report of dropped writes could not be written, or what came in their place not made durable.
+    #[error("rewind: {0}")]
     Rewind(io::Error),
     /// The stream has a hole.
     #[error("stream goes on with seq {found}, wanted {wanted}")]
@@ -189,6 +191,22 @@ pub enum LinkError {
         /// The store of both.
         store_id: uuid::Uuid,
     },
+    /// An Ack for bytes that were not given back, or fewer than before.
+    #[error("Ack counts {found} bytes, {sent} were given back")]
+    AckBytes {
+        /// What the Ack says.
+        found: u64,
+        /// Bytes sent on this link.
+        sent: u64,
+    },
+    /// A slot is damaged; it is not given back, and nothing behind it can be.
+    #[error("slot {slot}: {error}")]
+    Slot {
+        /// Its place.
+        slot: SlotIndex,
+        /// What is wrong with it.
+        error: SlotError,
+    },
     /// A batch could not be applied.
     #[error("batch: {0}")]
     Apply(#[from] ApplyError),
@@ -207,7 +225,7 @@ impl LinkError {
             | E::Geometry { .. }
             | E::OldEpoch { .. }
             | E::EmptiedStore { .. } => "refused",
-            E::Apply(ApplyError::Full { .. }) | E::Rewind(_) => "store",
+            E::Apply(ApplyError::Full { .. }) | E::Rewind(_) | E::Slot { .. } => "store",
             _ => "protocol",
         }
     }
@@ -258,6 +276,8 @@ struct Core {
     scan_bytes: u64,
     is_ack_due: bool,
     is_want_due: bool,
+    /// While the leader gets back what it lost.
+    lender: Option<Lender>,
     leader: LeaderClock,
     cell: Arc<LinkCell>,
 }
@@ -266,6 +286,8 @@ struct Core {
 enum State {
     /// Hello is on its way or out.
     Handshake,
+    /// The leader gets back what it lost; its Welcome comes after that.
+    Lending,
     /// Slots are asked for; the scan comes after them.
     Rewind,
     /// Batches of a scan, then ScanDone.
@@ -318,6 +340,7 @@ impl Link {
                 scan_bytes: 0,
                 is_ack_due: false,
                 is_want_due: false,
+                lender: None,
                 leader: LeaderClock::default(),
                 cell,
             },
@@ -356,7 +379,7 @@ impl Link {
     pub fn deadline(&self, options: &Options) -> Duration {
         match self.core.state {
             State::Handshake => self.began_at + options.handshake_timeout,
-            State::Rewind | State::Scan | State::Stream => {
+            State::Lending | State::Rewind | State::Scan | State::Stream => {
                 self.heartbeat_at.min(self.received_at + options.dead_after)
             }
         }
@@ -369,7 +392,9 @@ impl Link {
             State::Handshake if now >= self.began_at + options.handshake_timeout => {
                 Err(LinkError::HandshakeTimeout { wanted: options.handshake_timeout })
             }
-            State::Rewind | State::Scan | State::Stream if now >= self.received_at + options.dead_after => {
+            State::Lending | State::Rewind | State::Scan | State::Stream
+                if now >= self.received_at + options.dead_after =>
+            {
                 let found = now.saturating_sub(self.received_at);
                 Err(LinkError::Silent { found, wanted: options.dead_after })
             }
@@ -417,7 +442,10 @@ impl Link {
                 self.core.push_ack(frames);
             }
             if self.core.is_want_due {
-                self.core.push_want(frames, env);
+                self.core.push_want(frames, env)?;
+            }
+            if let Some(lender) = self.core.lender.as_mut().filter(|_| frames.is_empty()) {
+                lender.next(env.store, self.core.epoch, frames)?;
             }
             if frames.is_empty() {
                 return Ok(Done::Nothing);
@@ -431,9 +459,16 @@ impl Core {
         match (self.state, frame.kind) {
             (State::Handshake, Kind::Welcome) => return self.welcome(&Welcome::read(frame)?, env),
             (State::Handshake, Kind::Refuse) => return Err(LinkError::Refused(Refuse::read(frame)?)),
+            (State::Handshake, Kind::Regain) => return self.lend(frame, env),
             (State::Handshake, kind) => return Err(LinkError::Unexpected { kind }),
             _ if frame.epoch != self.epoch => {
                 return Err(LinkError::Epoch { found: frame.epoch, wanted: self.epoch });
+            }
+            (State::Lending, Kind::Welcome) => return self.welcome(&Welcome::read(frame)?, env),
+            (State::Lending, Kind::Refuse) => return Err(LinkError::Refused(Refuse::read(frame)?)),
+            (State::Lending, Kind::Ack) => {
+                let ack = Ack::read(frame)?;
+                self.lender.as_mut().map_or(Ok(()), |lender| lender.acked(ack))?;
             }
             (State::Rewind, Kind::SlotBatch) if frame.flags == FLAG_WANTED => {
                 self.is_want_due = self.applier.asked_batch(env.store, frame.payload)?;
@@ -468,6 +503,19 @@ impl Core {
         Ok(())
     }
 
+    /// Begins to give back what the leader lost; nothing changes here.
+    fn lend(&mut self, frame: &Frame<'_>, env: Env<'_>) -> Result<(), LinkError> {
+        let regain = Regain::read(frame)?;
+        if frame.epoch < self.epoch {
+            return Err(LinkError::OldEpoch { found: frame.epoch, wanted: self.epoch });
+        }
+        self.epoch = frame.epoch;
+        self.lender = Some(Lender::new(env.store, self.shard, regain));
+        self.state = State::Lending;
+        self.cell.reason.lock().clear();
+        Ok(())
+    }
+
     fn welcome(&mut self, welcome: &Welcome, env: Env<'_>) -> Result<(), LinkError> {
         let (store_id, geometry) = (env.store.store_id(), env.store.geometry());
         if welcome.store_id != store_id {
@@ -485,6 +533,7 @@ impl Core {
         self.check_emptied(welcome, env)?;
         let is_asking = self.applier.welcome(env.store, &env.links.totals, welcome)?;
         self.epoch = welcome.epoch;
+        self.lender = None;
         self.state = if is_asking { State::Rewind } else { State::Scan };
         self.is_want_due = is_asking;
         self.leader.head = welcome.head;
@@ -561,18 +610,20 @@ impl Core {
     }
 
     /// Asks for the next slots, or says that there are none and that the scan may begin.
-    fn push_want(&mut self, frames: &mut Vec<u8>, env: Env<'_>) {
-        let slots = self.applier.ask(env.store);
+    fn push_want(&mut self, frames: &mut Vec<u8>, env: Env<'_>) -> Result<(), LinkError> {
+        let slots = self.applier.ask(env.store)?;
         if slots.is_empty() {
             self.state = State::Scan;
         }
         Want { slots }.push(frames, self.epoch);
         self.is_want_due = false;
+        Ok(())
     }
 
     fn publish(&mut self, env: Env<'_>) {
         let phase = match self.state {
             State::Handshake => Phase::Handshake,
+            State::Lending => Phase::Queued,
             State::Rewind | State::Scan => Phase::Scan,
             State::Stream if self.applier.is_consistent() => Phase::Stream,
             State::Stream => Phase::CatchUp,

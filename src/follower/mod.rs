@@ -1,7 +1,7 @@
 //! Floor 4: the follower's side of replication.
 //!
 //! [`link`] is one connection's state machine (no I/O, no clock of its own); [`apply`] is what it does
-//! to the store and what it knows of its own progress. [`pool`] is the threads and the sockets around
+//! to the store and what it knows of its own progress, [`lend`] what it gives back to a leader that lost it. [`pool`] is the threads and the sockets around
 //! the links of all shards, [`probe()`] asks a leader who it is before there is a store.
 //!
 //! Memory per link: one receive buffer of [`Options::receive_buffer_bytes`], touched as far as it is used.
@@ -9,6 +9,7 @@
 mod apply;
 mod back_off;
 mod lane;
+mod lend;
 pub mod link;
 pub mod pool;
 pub mod probe;

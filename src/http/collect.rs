@@ -53,6 +53,7 @@ impl Collector {
         let cells = view.links.all();
         if let Some(store) = view.store() {
             publish_shards(view, store);
+            gauge!(names::REGAINING).set(f64::from(store.is_regaining()));
         }
         publish_links(view, &cells);
         publish_totals(view.role(), &view.links.totals);
@@ -197,6 +198,7 @@ fn publish_totals(role: Role, totals: &Totals) {
             .absolute(read(&totals.delta_scans_reconnect));
         counter!(names::DELTA_SCANS_TOTAL, "reason" => "overflow")
             .absolute(read(&totals.delta_scans_overflow));
+        counter!(names::SLOTS_REGAINED_TOTAL).absolute(read(&totals.slots_regained));
         counter!(names::SCANS_RESUMED_TOTAL).absolute(read(&totals.scans_resumed));
         counter!(names::SCAN_SLOTS_SENT_TOTAL).absolute(read(&totals.scan_slots_sent));
         counter!(names::REPLICATION_SENT_BYTES_TOTAL).absolute(read(&totals.sent_bytes));

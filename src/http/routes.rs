@@ -88,7 +88,7 @@ fn route(context: &Context, path: &str, query: &str) -> Answer {
         "/readyz" => ready(view, parameter(query, "verbose").is_some()),
         "/leader" => {
             let leads = view.role() == Role::Leader
-                && view.store().is_some()
+                && view.store().is_some_and(|store| !store.is_regaining())
                 && !view.stop.is_set()
                 && view.links.superseded_by_epoch().is_none();
             Answer::when(leads, "leader\n", format!("{}\n", view.role().as_str()))

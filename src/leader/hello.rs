@@ -17,7 +17,7 @@ fn refuse<T>(code: RefuseCode, text: String) -> Result<T, Refuse> {
 
 /// Checks all of a Hello but its watermark; a probe is checked for what it states.
 pub(super) fn check_identity(store: &Store, epoch: u64, hello: &Hello) -> Result<(), Refuse> {
-    if store.is_read_only() {
+    if store.is_read_only() && !store.is_regaining() {
         // A follower's store takes seqs as they come, so what it would stream has no order.
         let text = "this node follows another or is shutting down: it has no stream to give".to_owned();
         return refuse(RefuseCode::NotLeader, text);

@@ -16,17 +16,18 @@ use crate::clock::Now;
 use crate::links::Links;
 use crate::ring::Sleeper;
 use crate::slot::{Seq, ShardIndex, SlotError, SlotIndex};
-use crate::store::{Store, Term};
+use crate::store::{ApplyError, Store, Term};
 use crate::wire::frame::{Frame, FrameDecoder, FrameError, HEADER_SIZE, Kind, PREAMBLE, Side};
 use crate::wire::message::{
     Ack, FOLLOWER_PAYLOAD_SIZE_MAX, Heartbeat, Hello, MessageError, Refuse, RefuseCode, SHARD_PROBE, VERSION,
-    Want, Welcome,
+    Want, Welcome, regain_payload_size_max,
 };
 use crate::wire::{Outbox, Transport, next_beat};
 
 use super::Options;
 use super::attached::{Attached, Next};
 use super::hello::{Plan, check_identity, plan};
+use super::regain::Regaining;
 use super::registry::{Registry, Seat};
 
 /// Bytes of a link's receive buffer: followers send small frames only.
@@ -123,6 +124,20 @@ pub enum LinkError {
     /// A probe had its answer.
     #[error("probe answered")]
     Probed,
+    /// What a follower gave back could not be applied.
+    #[error("batch: {0}")]
+    Apply(#[from] ApplyError),
+    /// A follower says that it gave back something else than what it holds.
+    #[error("what was given back ends at seq {found}, wanted {wanted}")]
+    GivenBack {
+        /// What ScanDone says.
+        found: Seq,
+        /// The follower's watermark.
+        wanted: Seq,
+    },
+    /// The wait for what followers give back was ended in the middle.
+    #[error("this leader waits no longer for what it lost")]
+    RegainOver,
     /// A slot is damaged; it is not sent, and nothing behind it can be.
     #[error("scan: slot {slot}: {error}")]
     Slot {
@@ -140,7 +155,13 @@ impl LinkError {
         use LinkError as E;
         matches!(
             self,
-            E::Frame(_) | E::Message(_) | E::Unexpected { .. } | E::AckBytes { .. } | E::AckSeq { .. }
+            E::Frame(_)
+                | E::Message(_)
+                | E::Unexpected { .. }
+                | E::AckBytes { .. }
+                | E::AckSeq { .. }
+                | E::GivenBack { .. }
+                | E::Apply(ApplyError::Record(_) | ApplyError::Slot { .. } | ApplyError::Range { .. })
         ) || matches!(self, E::Epoch { found, wanted } if found < wanted)
     }
 }
@@ -189,6 +210,8 @@ pub struct Link {
 enum State {
     /// Connected; the Hello is due by then.
     Pending { deadline: Duration, _seat: Seat },
+    /// The follower gives back what the leader lost, or has.
+    Regaining(Box<Regaining>),
     /// Scan and stream.
     Attached(Box<Attached>),
     /// The last frame is on its way; then the link ends with this.
@@ -220,6 +243,7 @@ impl Link {
     pub fn shard(&self) -> Option<u16> {
         match &self.state {
             State::Attached(attached) => Some(attached.shard().0),
+            State::Regaining(regaining) => Some(regaining.shard().0),
             _ => None,
         }
     }
@@ -229,6 +253,15 @@ impl Link {
     pub fn seq_sent(&self) -> Option<Seq> {
         match &self.state {
             State::Attached(attached) => Some(attached.seq_sent()),
+            _ => None,
+        }
+    }
+
+    /// On a link whose follower has given back what a crash took: up to where it holds everything.
+    #[must_use]
+    pub fn given_back(&self) -> Option<Seq> {
+        match &self.state {
+            State::Regaining(regaining) => regaining.given_back(),
             _ => None,
         }
     }
@@ -262,7 +295,9 @@ impl Link {
     pub fn deadline(&self, options: &Options) -> Duration {
         match &self.state {
             State::Pending { deadline, .. } | State::Ending { deadline, .. } => *deadline,
-            State::Attached(_) => self.heartbeat_at.min(self.received_at + options.dead_after),
+            State::Attached(_) | State::Regaining(_) => {
+                self.heartbeat_at.min(self.received_at + options.dead_after)
+            }
         }
     }
 
@@ -276,7 +311,7 @@ impl Link {
             State::Ending { deadline, end } if now >= *deadline => {
                 Err(end.take().unwrap_or(LinkError::Closed))
             }
-            State::Attached(_) if now >= self.received_at + env.options.dead_after => {
+            State::Attached(_) | State::Regaining(_) if now >= self.received_at + env.options.dead_after => {
                 Err(LinkError::Silent {
                     found: now.saturating_sub(self.received_at),
                     wanted: env.options.dead_after,
@@ -306,6 +341,10 @@ impl Link {
                     is_attaching = true;
                     self.state = next;
                 }
+                State::Regaining(regaining) => {
+                    check_epoch(&frame, regaining.epoch(), env)?;
+                    regaining.take(&frame, env)?;
+                }
                 State::Attached(attached) => match check_epoch(&frame, attached.epoch(), env)? {
                     Kind::Ack => attached.acked(Ack::read(&frame)?, env)?,
                     Kind::Heartbeat => attached.heartbeat(Heartbeat::read(&frame)?, env),
@@ -314,6 +353,9 @@ impl Link {
                 },
                 State::Ending { .. } => return Err(LinkError::Unexpected { kind: frame.kind }),
             }
+        }
+        if is_attaching && matches!(self.state, State::Regaining(_)) {
+            self.decoder.resize(HEADER_SIZE + regain_payload_size_max(&env.store.geometry(), usize::MAX));
         }
         // A short read means that nothing more is there; after a Hello the answer goes out first.
         Ok(if received == space_len && !is_attaching { Received::More } else { Received::Nothing })
@@ -341,6 +383,26 @@ impl Link {
             let next = match &mut self.state {
                 State::Pending { .. } => Next::Nothing,
                 State::Ending { end, .. } => return Err(end.take().unwrap_or(LinkError::Closed)),
+                State::Regaining(regaining) => {
+                    if env.now.monotonic >= self.heartbeat_at {
+                        self.heartbeat_at = next_beat(env.now.monotonic, env.options.heartbeat_interval);
+                        regaining.push_heartbeat(self.outbox.frames(), env);
+                        continue;
+                    }
+                    if regaining.push_ack(self.outbox.frames()) {
+                        continue;
+                    }
+                    match regaining.next(env)? {
+                        None => Next::Nothing,
+                        Some(hello) => {
+                            // Leading at last: the Hello is answered as any other.
+                            self.decoder.resize(RECEIVE_BUFFER_SIZE);
+                            let answer = attach(&hello, self.peer, &mut self.outbox, env);
+                            self.state = answered(answer, hello.epoch, &mut self.outbox, env);
+                            continue;
+                        }
+                    }
+                }
                 State::Attached(attached) if env.now.monotonic >= self.heartbeat_at => {
                     self.heartbeat_at = next_beat(env.now.monotonic, env.options.heartbeat_interval);
                     attached.push_heartbeat(self.outbox.frames(), env);
@@ -392,17 +454,22 @@ fn answer_hello(
     if frame.kind != Kind::Hello {
         return Err(LinkError::Unexpected { kind: frame.kind });
     }
-    let deadline = env.now.monotonic + env.options.handshake_timeout;
-    let epoch_now = |shard| env.store.lineage(shard).last().expect("a lineage is never empty").epoch;
     let answer = match Hello::read(frame) {
         Ok(hello) if hello.shard == SHARD_PROBE => answer_probe(&hello, outbox, env),
+        Ok(hello) if env.store.is_regaining() => ask_back(hello, outbox, env),
         Ok(hello) => attach(&hello, peer, outbox, env),
         Err(error @ MessageError::Version { .. }) => Err(Refuse::new(RefuseCode::Version, error.to_string())),
         Err(error) => return Err(error.into()),
     };
-    Ok(match answer {
-        Ok(Some(attached)) => State::Attached(attached),
-        Ok(None) => State::Ending { deadline, end: Some(LinkError::Probed) },
+    Ok(answered(answer, frame.epoch, outbox, env))
+}
+
+/// The state behind an answer; `epoch` is the follower's.
+fn answered(answer: Result<State, Refuse>, epoch: u64, outbox: &mut Outbox, env: Env<'_>) -> State {
+    let deadline = env.now.monotonic + env.options.handshake_timeout;
+    let epoch_now = |shard| env.store.lineage(shard).last().expect("a lineage is never empty").epoch;
+    match answer {
+        Ok(state) => state,
         Err(mut refuse) => {
             if refuse.code == RefuseCode::NotLeader {
                 refuse.leader.clone_from(&env.options.leader);
@@ -411,29 +478,34 @@ fn answer_hello(
                 }
             }
             if refuse.code == RefuseCode::OldEpoch {
-                supersede(frame.epoch, env);
+                supersede(epoch, env);
             }
             refuse.push(outbox.frames(), epoch_now(ShardIndex(0)));
             State::Ending { deadline, end: Some(LinkError::Refused(refuse)) }
         }
-    })
+    }
 }
 
-fn answer_probe(hello: &Hello, outbox: &mut Outbox, env: Env<'_>) -> Result<Option<Box<Attached>>, Refuse> {
+fn answer_probe(hello: &Hello, outbox: &mut Outbox, env: Env<'_>) -> Result<State, Refuse> {
     let lineage = env.store.lineage(ShardIndex(0));
     let epoch = lineage.last().expect("a lineage is never empty").epoch;
     check_identity(env.store, epoch, hello)?;
     let nothing = Plan { fork: Seq::ZERO, since: Seq::ZERO, scan_place: None, asks: false };
     welcome(hello, &lineage, nothing, Seq::ZERO, env).push(outbox.frames());
-    Ok(None)
+    let deadline = env.now.monotonic + env.options.handshake_timeout;
+    Ok(State::Ending { deadline, end: Some(LinkError::Probed) })
 }
 
-fn attach(
-    hello: &Hello,
-    peer: SocketAddr,
-    outbox: &mut Outbox,
-    env: Env<'_>,
-) -> Result<Option<Box<Attached>>, Refuse> {
+/// Lets a follower give back what this store may have lost.
+fn ask_back(hello: Hello, outbox: &mut Outbox, env: Env<'_>) -> Result<State, Refuse> {
+    // The shard may not exist; any shard of this store tells its epoch until that is checked.
+    let shard = ShardIndex(hello.shard.min(env.store.geometry().shard_count - 1));
+    let lineage = env.store.lineage(shard);
+    check_identity(env.store, lineage.last().expect("a lineage is never empty").epoch, &hello)?;
+    Ok(State::Regaining(Box::new(Regaining::new(hello, &lineage, outbox.frames(), env)?)))
+}
+
+fn attach(hello: &Hello, peer: SocketAddr, outbox: &mut Outbox, env: Env<'_>) -> Result<State, Refuse> {
     // The shard may not exist; any shard of this store tells its epoch until that is checked.
     let shard = ShardIndex(hello.shard.min(env.store.geometry().shard_count - 1));
     let lineage = env.store.lineage(shard);
@@ -447,7 +519,7 @@ fn attach(
     };
     let attached = Attached::new(hello, peer, epoch, plan, seat, env);
     welcome(hello, &lineage, plan, attached.through(), env).push(outbox.frames());
-    Ok(Some(Box::new(attached)))
+    Ok(State::Attached(Box::new(attached)))
 }
 
 fn welcome(hello: &Hello, lineage: &[Term], plan: Plan, head: Seq, env: Env<'_>) -> Welcome {

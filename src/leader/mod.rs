@@ -1,7 +1,7 @@
 //! Floor 4: the leader's side of replication.
 //!
 //! [`link`] is one connection's state machine (no I/O, no clock of its own): it checks the Hello
-//! ([`hello`]), sends the scan ([`scan`]), then the ring ([`stream`]). [`pool`] is the thin shell of
+//! ([`hello`]), asks for what a crash took ([`regain`]), sends the scan ([`scan`]), then the ring ([`stream`]). [`pool`] is the thin shell of
 //! threads and sockets around many links; [`registry`] counts them, [`pace`] bounds what scans take.
 //!
 //! Memory per link, whatever the follower does: the ring, one scan batch, one receive buffer of
@@ -12,6 +12,7 @@ mod hello;
 pub mod link;
 mod pace;
 pub mod pool;
+pub mod regain;
 pub mod registry;
 mod scan;
 mod stream;
@@ -55,6 +56,9 @@ pub struct Options {
     pub followers_per_shard_max: u16,
     /// Connections that have not said Hello; more are closed at once.
     pub pending_max: usize,
+    /// How long a store that regains its tail waits for followers that may have it; one that sends is waited
+    /// for until it is through, or gone.
+    pub regain_wait: Duration,
     /// Where this node answers Redis clients; 0 = nowhere.
     pub resp_port: u16,
     /// Where the leader takes followers, while this node is none: what refused followers are told.
@@ -84,6 +88,7 @@ impl Default for Options {
             stream_batch_bytes_max: PAYLOAD_SIZE_MAX,
             followers_per_shard_max: 16,
             pending_max: 64,
+            regain_wait: Duration::from_secs(10),
             resp_port: 0,
             leader: None,
         }

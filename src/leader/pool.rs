@@ -33,7 +33,7 @@ use crate::stop::Stop;
 use crate::store::Store;
 
 use super::link::{Env, Link, LinkError, Received, SendStop, Sent};
-use super::{Options, Registry};
+use super::{Options, Registry, regain};
 
 /// How long a thread naps after little work, or none.
 const NAP: Duration = Duration::from_micros(30);
@@ -361,6 +361,9 @@ impl Worker {
     /// Deadlines, heartbeats and figures of all links.
     fn pass(&mut self, now: Now) {
         let env = self.shared.env(&self.sleeper, now);
+        if self.accepting.is_some() {
+            regain::pass(env);
+        }
         if let Some(accepting) =
             self.accepting.as_mut().filter(|accepting| now.monotonic >= accepting.heads_at)
         {

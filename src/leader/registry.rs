@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::pace::Pace;
+use super::regain::Gate;
 
 /// Counts of links.
 #[derive(Debug)]
 pub struct Registry {
     pub(super) pace: Arc<Pace>,
+    pub(super) gate: Gate,
     pending: Seats,
     shards: Box<[Seats]>,
 }
@@ -33,7 +35,7 @@ impl Registry {
     pub fn new(shard_count: u16, followers_per_shard_max: u16, pending_max: usize) -> Self {
         let shard = || Seats::new(usize::from(followers_per_shard_max));
         let shards = (0..shard_count).map(|_| shard()).collect();
-        Self { pace: Arc::default(), pending: Seats::new(pending_max), shards }
+        Self { pace: Arc::default(), gate: Gate::default(), pending: Seats::new(pending_max), shards }
     }
 
     /// A seat for a connection that has not said Hello; `None` = there are too many.

@@ -238,6 +238,8 @@ struct Base {
     replication: TcpListener,
     data_dir: PathBuf,
     accept_store: Option<Uuid>,
+    /// Whether a leader's store waits for what followers give back after an OS crash.
+    regains: bool,
 }
 
 /// Logging, ports, signals and HTTP.
@@ -272,7 +274,20 @@ fn start_base(
     // HTTP answers until the very end, also while the rest is stopping.
     let http = http::Server::start(http_listener, context).context("HTTP cannot be served")?;
     let data_dir = common.data_dir.clone().context("--data-dir is required")?;
-    Ok(Base { stop, clock, links, bars, view, http, resp_port, replication, data_dir, accept_store: None })
+    let regains = !common.replication.recover_from_followers.is_zero();
+    Ok(Base {
+        regains,
+        stop,
+        clock,
+        links,
+        bars,
+        view,
+        http,
+        resp_port,
+        replication,
+        data_dir,
+        accept_store: None,
+    })
 }
 
 impl Base {
@@ -337,6 +352,7 @@ impl Base {
                 scan_bytes_per_second_max: common.replication.scan_rate_max.unwrap_or(0) as u64,
                 scan_bytes_per_second_busy: common.replication.scan_rate_busy as u64,
                 scans_max: common.replication.scans_max.map_or(0, usize::from),
+                regain_wait: common.replication.recover_from_followers,
                 resp_port,
                 ..leader::Options::default()
             },

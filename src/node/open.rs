@@ -41,12 +41,14 @@ pub(super) fn for_leader(options: &config::Leader, base: &Base) -> anyhow::Resul
             geometry
         }
     };
-    Ok(Store::open(directory, Options { clock: Arc::clone(&base.clock), ..Options::create(geometry) })?)
+    let made = Options::create(geometry);
+    Ok(Store::open(directory, Options { clock: Arc::clone(&base.clock), regain: base.regains, ..made })?)
 }
 
 /// Opens the store of a directory that leads since it was promoted at run time.
 pub(super) fn promoted(base: &Base) -> anyhow::Result<Store> {
-    Ok(Store::open(&base.data_dir, Options { clock: Arc::clone(&base.clock), ..Options::default() })?)
+    let found = Options { clock: Arc::clone(&base.clock), regain: base.regains, ..Options::default() };
+    Ok(Store::open(&base.data_dir, found)?)
 }
 
 /// The sizes of the store in a directory, before it is opened: opening changes the files' headers.

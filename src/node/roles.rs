@@ -201,7 +201,7 @@ impl Roles {
         if let Some(epoch) = self.parts.links.superseded_by_epoch() {
             // Its links are of the epoch that ends here.
             self.stop_role();
-            self.parts.store.lead_past(epoch);
+            self.parts.store.lead_past(epoch).context("this node cannot lead again")?;
             if let Err(error) = self.memory.keep(&LEADER) {
                 // An epoch that the store is past means nothing at the next start.
                 tracing::warn!(%error, "role.json still says that this leader was replaced");

@@ -60,6 +60,9 @@ impl CommandError {
 
 /// What a write to a follower is answered.
 pub(super) const READ_ONLY: &str = "READONLY You can't write against a read only replica.";
+/// What a write is answered before a leader has back what a crash took.
+pub(super) const REGAINING: &str =
+    "LOADING this leader gets back from its followers what a crash took, and takes writes then";
 
 fn write_message(error: &WriteError) -> Cow<'static, str> {
     match error {
@@ -74,6 +77,7 @@ fn write_message(error: &WriteError) -> Cow<'static, str> {
         }
         WriteError::Full { .. } => format!("OOM {error}").into(),
         WriteError::ReadOnly => READ_ONLY.into(),
+        WriteError::Regaining => REGAINING.into(),
         WriteError::Read(error) => read_message(error),
     }
 }

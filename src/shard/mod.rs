@@ -15,6 +15,7 @@ pub mod free;
 pub mod header;
 pub mod index;
 pub mod recover;
+pub mod regain;
 pub mod rewind;
 pub mod scan;
 #[cfg(test)]
@@ -113,8 +114,10 @@ pub struct Shard {
     seq: Seq,
     counts: Counts,
     damaged: Vec<(SlotIndex, SlotError)>,
-    /// Occupied slots found at opening whose key a newer slot holds.
+    /// Occupied slots found while the shard was opened, or got its tail back, whose key a newer slot held.
     twins: Vec<SlotIndex>,
+    /// While the shard waits for followers to give back what an OS crash took: everything up to here is held.
+    tail: Option<Seq>,
 }
 
 impl Shard {
@@ -388,6 +391,7 @@ impl Shard {
             && old.seq() >= new.seq()
             && (!FORCED || is_planted(Bug::ForcedImageRefused))
             && !is_planted(Bug::StaleImageApplied)
+            && !(is_planted(Bug::RegainedThoughOlder) && self.tail.is_some())
         {
             return Ok(false);
         }
@@ -430,8 +434,12 @@ impl Shard {
         match self.find(hash, new.key()) {
             Some(other) if other == slot => {}
             Some(other) => {
-                if self.peek(other).is_none_or(|view| view.seq() < new.seq()) {
+                let is_newer = self.peek(other).is_none_or(|view| view.seq() < new.seq());
+                if is_newer {
                     self.index.replace(hash, other, slot);
+                }
+                if self.tail.is_some() {
+                    self.twins.push(if is_newer { other } else { slot });
                 }
             }
             None => self.index.insert(hash, slot)?,
@@ -542,6 +550,16 @@ impl Shard {
 
     // ---- header
 
+    /// Makes all that was written durable.
+    pub fn sync(&self) -> io::Result<()> {
+        self.region.sync()
+    }
+
+    /// What is written to the shard from now on is told from what came before, also after a power cut.
+    pub fn sync_header(&self) -> io::Result<()> {
+        self.region.sync_part(0, header::HEADER_PAGE_SIZE)
+    }
+
     fn write_state(&mut self) {
         let page = self.region.bytes_mut(0, header::HEADER_PAGE_SIZE);
         self.state.write(page);
@@ -580,6 +598,10 @@ impl Shard {
     /// that it is true on whatever machine the shard is opened next.
     pub fn close(&mut self) -> io::Result<()> {
         self.region.sync()?;
+        if self.tail.is_some() {
+            // Still as the OS crash left it: the next start asks the followers again.
+            return Ok(());
+        }
         // A follower holds all of its leader's history only up to its watermark.
         self.state.durable_seq = if self.leads() { self.seq } else { self.progress.seq };
         self.state.clean_seq = Some(self.seq);
@@ -589,12 +611,13 @@ impl Shard {
 
     /// Makes a shard that followed a leader one that leads: a new epoch, whose first seq is the next.
     /// The caller has seen that the state is a prefix of that leader's.
-    pub fn promote(&mut self, epoch: u64, id: u64) {
+    pub fn promote(&mut self, epoch: u64, id: u64) -> io::Result<()> {
         assert!(self.progress.is_consistent(), "a shard inside a scan is not promoted");
         assert!(epoch > self.epoch(), "a promotion takes a new epoch");
         // The term first: a kill in between leaves a follower with a term that nobody else has.
         self.begin_term(epoch, id);
         self.set_progress(Progress::default());
+        self.sync_header()
     }
 
     /// Makes a shard that led one that follows: it holds all of its own history, and nothing else.

@@ -5,8 +5,7 @@ use std::io;
 use std::path::Path;
 
 use crate::region::Region;
-use crate::slot::image::{RECORD_HEADER_SIZE, read_u32};
-use crate::slot::lineage;
+use crate::slot::image::{RECORD_HEADER_SIZE, read_u32, read_u64};
 use crate::slot::{Seq, SlotError, SlotIndex, SlotView, Status};
 
 use super::free::FreeSet;
@@ -104,6 +103,7 @@ impl Shard {
             counts: Counts::default(),
             damaged: Vec::new(),
             twins: Vec::new(),
+            tail: None,
         })
     }
 
@@ -145,10 +145,18 @@ impl Shard {
 
     /// Makes the shard this process's own; says how the last one ended. A leader's shard takes a new
     /// term, named `term_id`: what this process writes is told from what any other writes at the same seq.
-    pub fn take_over(&mut self, host: Host, term_id: u64) -> Ending {
+    /// One that may have lost its tail waits with that, if it `regains`: see [`Shard::end_regain`].
+    pub fn take_over(&mut self, host: Host, term_id: u64, regains: bool) -> io::Result<Ending> {
         let ending = self.ending(host);
+        if ending == Ending::OsCrash && self.leads() {
+            self.begin_regain();
+            if !regains {
+                self.end_regain(host, term_id)?;
+            }
+            return Ok(ending);
+        }
         if ending == Ending::OsCrash {
-            self.distrust(term_id);
+            self.distrust();
         } else if self.leads() {
             self.begin_term(self.epoch(), term_id);
         } else if !self.damaged.is_empty() {
@@ -158,11 +166,17 @@ impl Shard {
         if self.leads() {
             self.bury_twins();
         }
+        self.note_host(host);
+        // Before anything is written that a clean mark on the disk would not know of.
+        self.sync_header()?;
+        Ok(ending)
+    }
+
+    pub(super) fn note_host(&mut self, host: Host) {
         self.state.boot_id = host.boot_id;
         self.state.device_id = host.device_id;
         self.state.clean_seq = None;
         self.write_state();
-        ending
     }
 
     fn ending(&self, host: Host) -> Ending {
@@ -176,32 +190,28 @@ impl Shard {
         }
     }
 
-    /// After an OS crash any slot may be older than it was. A follower's shard forgets its watermark and
-    /// is scanned in full. A leader's takes a new term that shares with the ones before only what an
-    /// orderly close made durable: what a follower holds beyond may differ from what is left here. Not a new
-    /// epoch: a leader that was replaced while it was down must not look newer than its successor.
-    fn distrust(&mut self, term_id: u64) {
-        if !self.leads() {
-            let step = match self.progress.step {
-                Step::Rewind { fork, .. } => Step::Rewind { fork, next: SlotIndex(0) },
-                Step::None | Step::Scan { .. } => Step::None,
-            };
-            self.set_progress(Progress { seq: Seq::ZERO, consistent_at: Seq::MAX, step, ..self.progress });
-        } else if self.seq == Seq::ZERO {
-            self.begin_term(self.epoch(), term_id);
-        } else {
-            let mut terms = self.state.lineage.clone();
-            let first_seq = self.state.durable_seq.next().0;
-            lineage::cut(&mut terms, Term { epoch: self.epoch(), id: term_id, first_seq });
-            self.set_lineage(&terms);
-        }
+    /// After an OS crash any slot may be older than it was: a follower's shard forgets its watermark and is
+    /// scanned in full.
+    fn distrust(&mut self) {
+        let step = match self.progress.step {
+            Step::Rewind { fork, .. } => Step::Rewind { fork, next: SlotIndex(0) },
+            Step::None | Step::Scan { .. } => Step::None,
+        };
+        self.set_progress(Progress { seq: Seq::ZERO, consistent_at: Seq::MAX, step, ..self.progress });
     }
 
     /// A leader's key is in one slot. After an OS crash an older slot may hold it too, whose reuse was lost:
     /// it becomes a tombstone, or a later delete would bring its value back.
-    fn bury_twins(&mut self) {
+    pub(super) fn bury_twins(&mut self) {
         for slot in std::mem::take(&mut self.twins) {
-            let Some(key) = self.peek(slot).map(|view| view.key().to_vec()) else { continue };
+            let Some(view) = self.peek(slot).filter(|view| view.status() == Status::Occupied) else {
+                continue;
+            };
+            let key = view.key().to_vec();
+            if self.find(self.geometry().place(&key).hash, &key) == Some(slot) {
+                // It got another image meanwhile.
+                continue;
+            }
             self.free.insert(slot);
             self.commit(slot, Status::Deleted, 0, &key, &[]);
         }
@@ -343,10 +353,39 @@ impl Shard {
     /// A copy of the memory, as a backup of the file holds it.
     #[must_use]
     pub fn copy_region(&self) -> Region {
-        let len = self.region.len();
-        let mut copy = Region::heap(len, self.region.reserved());
-        copy.bytes_mut(0, len).copy_from_slice(self.region.bytes(0, len));
-        copy
+        self.region.copy_to_heap()
+    }
+
+    /// Gives heap memory a disk.
+    pub fn keep_disk(&self) {
+        self.region.keep_disk();
+    }
+
+    /// What a power cut leaves of heap memory, as far as it has a disk.
+    #[must_use]
+    pub fn region_on_disk(&self) -> Region {
+        let Some(mut region) = self.region.from_disk() else { return self.copy_region() };
+        for offset in (0..self.slots_formatted()).map(|slot| self.slot_offset(SlotIndex(slot))) {
+            // An allocation is on the disk before it is used.
+            if read_u64(region.bytes(offset, 8), 0) == 0 {
+                region.bytes_mut(offset, self.stride).copy_from_slice(self.region.bytes(offset, self.stride));
+            }
+        }
+        region
+    }
+
+    /// Lets those parts of heap memory reach its disk that are chosen: pages of the header, the redo record,
+    /// slots.
+    pub fn write_back(&self, mut choose: impl FnMut() -> bool) {
+        let sync = |offset, len| self.region.sync_part(offset, len).expect("heap memory");
+        let half = HEADER_PAGE_SIZE / 2;
+        let parts = [(0, half), (half, half), (REDO_OFFSET, self.slots_offset - REDO_OFFSET)];
+        let slots = (0..self.slots_formatted()).map(|slot| (self.slot_offset(SlotIndex(slot)), self.stride));
+        for (offset, len) in parts.into_iter().chain(slots) {
+            if choose() {
+                sync(offset, len);
+            }
+        }
     }
 
     /// Gives the memory back, as a killed process leaves it.

@@ -89,7 +89,7 @@ impl Shard {
         Ok(())
     }
 
-    /// Every slot that was astray has the leader's image: the last seq is again that of a slot.
+    /// Every slot that was astray has the leader's image, durably: the last seq is again that of a slot.
     pub fn end_rewind(&mut self) {
         self.seq = Seq(self.blocks.iter().copied().max().unwrap_or_default().min(Seq::MAX.0));
         self.set_progress(super::Progress { step: Step::None, ..self.progress });

@@ -32,7 +32,7 @@ fn example() -> Shard {
         Identity { store_id: Uuid::from_u128(0x5107_57EA), shard: ShardIndex(2), geometry: GEOMETRY };
     let size = Shard::initial_size(&GEOMETRY);
     let mut shard = Shard::create(Region::heap(size, size), identity, HOST).unwrap();
-    shard.take_over(HOST, 0xA1);
+    shard.take_over(HOST, 0xA1, false).unwrap();
     put(&mut shard, &key(0), b"first", 0);
     put(&mut shard, &key(1), b"a value of forty bytes, as many as fit..", 0);
     put(&mut shard, &key(2), b"gone soon", 0);
@@ -88,8 +88,11 @@ fn the_golden_file_opens() {
     let page = region.bytes(0, header::HEADER_PAGE_SIZE).to_vec();
     let identity = Identity::read(Path::new("golden"), &page).unwrap();
     let mut shard = Shard::open(Path::new("golden"), region, identity, |_| {}).unwrap();
-    assert_eq!(shard.take_over(HOST, 0xA1), recover::Ending::Clean);
-    assert_eq!(shard.take_over(Host { device_id: 1, ..HOST }, 0xA2), recover::Ending::OsCrash);
+    assert_eq!(shard.take_over(HOST, 0xA1, false).unwrap(), recover::Ending::Clean);
+    assert_eq!(
+        shard.take_over(Host { device_id: 1, ..HOST }, 0xA2, false).unwrap(),
+        recover::Ending::OsCrash
+    );
     assert_eq!((shard.seq(), shard.epoch()), (Seq(7), 3));
     assert_eq!(shard.counts(), Counts { occupied: 2, deleted: 1, expiring: 1 });
     let slot = shard.find(GEOMETRY.place(&key(0)).hash, &key(0)).unwrap();
@@ -106,9 +109,9 @@ fn a_leader_s_shard_takes_a_new_term_after_an_os_crash_and_a_follower_s_forgets_
     let reopen = |mut shard: Shard| {
         let identity = shard.identity;
         // In use, not closed.
-        shard.take_over(HOST, 0xA1);
+        shard.take_over(HOST, 0xA1, false).unwrap();
         let mut shard = Shard::open(Path::new("memory"), shard.into_region(), identity, |_| {}).unwrap();
-        let ending = shard.take_over(Host { boot_id: [1; 16], ..HOST }, 0xA3);
+        let ending = shard.take_over(Host { boot_id: [1; 16], ..HOST }, 0xA3, false).unwrap();
         (shard, ending)
     };
     let (follower, ending) = reopen(example());
@@ -142,7 +145,7 @@ fn a_leader_s_key_is_in_one_slot_after_a_lost_reuse() {
     let reopen = |mut shard: Shard, boot: u8| {
         let identity = shard.identity;
         shard = Shard::open(Path::new("memory"), shard.into_region(), identity, |_| {}).unwrap();
-        shard.take_over(Host { boot_id: [boot; 16], ..HOST }, boot.into());
+        shard.take_over(Host { boot_id: [boot; 16], ..HOST }, boot.into(), false).unwrap();
         shard
     };
     let mut shard = example();
@@ -163,7 +166,10 @@ fn a_leader_s_key_is_in_one_slot_after_a_lost_reuse() {
     let page = region.bytes(0, header::HEADER_PAGE_SIZE).to_vec();
     let identity = Identity::read(Path::new("memory"), &page).unwrap();
     let mut shard = Shard::open(Path::new("memory"), region, identity, |_| {}).unwrap();
-    assert_eq!(shard.take_over(Host { boot_id: [2; 16], ..HOST }, 2), recover::Ending::OsCrash);
+    assert_eq!(
+        shard.take_over(Host { boot_id: [2; 16], ..HOST }, 2, false).unwrap(),
+        recover::Ending::OsCrash
+    );
     shard.check().unwrap();
     let slot = find(&shard, &twice).unwrap();
     assert_eq!(shard.view(slot).unwrap().value(), b"new");
@@ -181,7 +187,7 @@ fn a_damaged_copy_of_the_state_loses_no_slots() {
     let identity =
         Identity { store_id: Uuid::from_u128(0x5107_57EA), shard: ShardIndex(2), geometry: GEOMETRY };
     let mut shard = Shard::create(Region::heap(size, 1 << 20), identity, HOST).unwrap();
-    shard.take_over(HOST, 0xA1);
+    shard.take_over(HOST, 0xA1, false).unwrap();
     keys.iter().for_each(|key| put(&mut shard, key, b"kept", 0));
     let (formatted, page) =
         (shard.slots_formatted(), shard.region_bytes()[..header::HEADER_PAGE_SIZE].to_vec());

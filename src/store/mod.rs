@@ -6,12 +6,15 @@
 //! no lock: it copies the slot's words and asks the shard's version whether a writer was there
 //! meanwhile; only then it takes the lock, shared. So consecutive reads overlap in the processor.
 //! [`open`] makes and opens stores, [`records`] is what clients call, [`replicate`] what links call,
-//! [`rewind`] what a follower does that holds what its leader never had.
+//! [`rewind`] what a follower does that holds what its leader never had, [`regain`] what a leader does that
+//! lost what its followers hold.
 
 pub mod directory;
+mod memory;
 pub mod open;
 pub mod position;
 pub mod records;
+pub mod regain;
 pub mod replicate;
 mod report;
 pub mod rewind;
@@ -37,7 +40,7 @@ use crate::slot::{Geometry, ShardIndex, SlotError, SlotIndex, SlotView};
 
 pub use crate::ring::{RingReader, Sleeper};
 pub use crate::shard::header::{HeaderError, Progress, State, Step, Term};
-pub use crate::shard::recover::Ending;
+pub use crate::shard::recover::{Ending, Host};
 pub use crate::shard::scan::Scan;
 pub use crate::shard::{ApplyError, BLOCK_SLOTS, Counts};
 pub use open::{OpenError, Options};
@@ -179,6 +182,9 @@ pub struct Store {
     demotions: AtomicU32,
     closed: AtomicBool,
     ending: Ending,
+    host: Host,
+    /// See [`regain`].
+    regaining: AtomicBool,
     _directory_lock: Option<File>,
 }
 
@@ -213,9 +219,11 @@ impl Store {
         self.read_only.load(Ordering::Relaxed)
     }
 
-    /// A follower's store is read-only for everybody but [`Store::apply`]. A closed one stays so.
+    /// A follower's store is read-only for everybody but [`Store::apply`]. A closed one stays so, and one that
+    /// regains its tail until it has.
     pub fn set_read_only(&self, read_only: bool) {
-        self.read_only.store(read_only || self.closed.load(Ordering::Relaxed), Ordering::Relaxed);
+        let must_be = self.closed.load(Ordering::Relaxed) || self.is_regaining();
+        self.read_only.store(read_only || must_be, Ordering::Relaxed);
     }
 
     /// Counts how often the store left a term: changes that it made before may be gone.

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::chance::{Chance, SystemChance};
@@ -42,6 +41,9 @@ pub struct Options {
     /// Open a shard that has damaged slots and keep them aside, instead of refusing it. For followers,
     /// which get the slots again from their leader, and for tools.
     pub quarantine: bool,
+    /// A leader's store that an OS crash may have cost its last writes opens read-only, until
+    /// [`Store::end_regain`]: followers may be asked for them first. Damaged slots are kept aside until then.
+    pub regain: bool,
     /// Map the files privately: nothing that this process does reaches them. For tools.
     pub private: bool,
     /// Keep the store in memory, with at most so many slots per shard; no directory is touched.
@@ -57,6 +59,7 @@ impl Default for Options {
             clock: Arc::new(SystemClock::new()),
             chance: Arc::new(SystemChance),
             quarantine: false,
+            regain: false,
             private: false,
             memory_slots: None,
         }
@@ -150,12 +153,12 @@ pub enum OpenError {
     },
 }
 
-fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> OpenError {
+pub(super) fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_owned();
     move |error| OpenError::Io { path, action, error }
 }
 
-fn recover_error(path: &Path, error: RecoverError) -> OpenError {
+pub(super) fn recover_error(path: &Path, error: RecoverError) -> OpenError {
     match error {
         RecoverError::Header(error) => error.into(),
         error @ RecoverError::Damaged { .. } => OpenError::Ruined { path: path.into(), error },
@@ -203,27 +206,36 @@ impl Store {
         check_wanted(path, &options, &first)?;
         let shards = open_shards(path, first, &options)?;
         let reports = Reports::Directory(path.into());
-        let sources = (options.clock, options.chance);
-        Ok(Self::assemble(first, sources, shards, host, Some(lock), reports))
+        let assembly = Assembly {
+            clock: options.clock,
+            chance: options.chance,
+            host,
+            regains: options.regain,
+            lock: Some(lock),
+            reports,
+        };
+        Self::assemble(first, shards, assembly).map_err(io_error(path, "sync the header"))
     }
 
     /// All shards are good: from here on they are this process's.
-    fn assemble(
+    pub(super) fn assemble(
         Identity { geometry, store_id, .. }: Identity,
-        (clock, chance): (Arc<dyn Clock>, Arc<dyn Chance>),
         mut shards: Vec<Shard>,
-        host: Host,
-        lock: Option<File>,
-        reports: Reports,
-    ) -> Self {
+        assembly: Assembly,
+    ) -> io::Result<Self> {
+        let Assembly { clock, chance, host, regains, lock, reports } = assembly;
         let term_id = chance.next();
         let worst = |worst: Ending, ending: Ending| match (worst, ending) {
             (Ending::OsCrash, _) | (_, Ending::OsCrash) => Ending::OsCrash,
             (Ending::ProcessCrash, _) | (_, Ending::ProcessCrash) => Ending::ProcessCrash,
             (Ending::Clean, Ending::Clean) => Ending::Clean,
         };
-        let ending = shards.iter_mut().map(|shard| shard.take_over(host, term_id)).fold(Ending::Clean, worst);
-        Self {
+        let mut ending = Ending::Clean;
+        for shard in &mut shards {
+            ending = worst(ending, shard.take_over(host, term_id, regains)?);
+        }
+        let regaining = shards.iter().any(|shard| shard.tail().is_some());
+        Ok(Self {
             geometry,
             store_id,
             clock,
@@ -232,63 +244,25 @@ impl Store {
             cells: shards.into_iter().map(Cell::new).collect(),
             stride: geometry.slot_stride(),
             slots_offset: slots_offset(&geometry),
-            read_only: AtomicBool::new(false),
+            read_only: AtomicBool::new(regaining),
             demotions: AtomicU32::new(0),
             closed: AtomicBool::new(false),
             ending,
+            host,
+            regaining: AtomicBool::new(regaining),
             _directory_lock: lock,
-        }
+        })
     }
+}
 
-    fn in_memory(geometry: Geometry, slots: u32, options: Options) -> Result<Self, OpenError> {
-        let store_id = options.store_id.unwrap_or_else(Uuid::new_v4);
-        let initial = Shard::initial_size(&geometry);
-        let bytes =
-            (slots_offset(&geometry) + slots as usize * geometry.slot_stride()).next_multiple_of(4096);
-        let make = |shard| {
-            let identity = Identity { store_id, shard, geometry };
-            let shard = Shard::create(Region::heap(initial.min(bytes), bytes), identity, Host::default());
-            shard.map_err(io_error(Path::new("memory"), "make a shard"))
-        };
-        let shards = (0..geometry.shard_count).map(ShardIndex).map(make).collect::<Result<_, OpenError>>()?;
-        let identity = Identity { store_id, shard: ShardIndex(0), geometry };
-        let sources = (options.clock, options.chance);
-        let reports = Reports::Memory(Mutex::default());
-        Ok(Self::assemble(identity, sources, shards, Host::default(), None, reports))
-    }
-
-    /// A copy of a store in memory, opened from its slots alone, as a copied directory is.
-    pub fn copy_in_memory(&self) -> Result<Self, OpenError> {
-        let (geometry, store_id) = (self.geometry, self.store_id);
-        let path = Path::new("memory");
-        let copy = |shard: ShardIndex| {
-            let identity = Identity { store_id, shard, geometry };
-            let region = self.shared(shard).shard.copy_region();
-            Shard::open(path, region, identity, |_| {}).map_err(|error| recover_error(path, error))
-        };
-        let shards = self.shards().map(copy).collect::<Result<_, OpenError>>()?;
-        let identity = Identity { store_id, shard: ShardIndex(0), geometry };
-        let sources = (Arc::clone(&self.clock), Arc::clone(&self.chance));
-        let reports = self.reports.copy();
-        Ok(Self::assemble(identity, sources, shards, Host::default(), None, reports))
-    }
-
-    /// Opens a store in memory again from its slots alone, as a new process does after a kill.
-    pub fn reopen_in_memory(self) -> Result<Self, OpenError> {
-        let (geometry, store_id) = (self.geometry, self.store_id);
-        let path = Path::new("memory");
-        let reopen = |(index, cell): (usize, Cell)| {
-            let shard = ShardIndex(u16::try_from(index).unwrap_or(u16::MAX));
-            let identity = Identity { store_id, shard, geometry };
-            let region = cell.lock.into_inner().shard.into_region();
-            Shard::open(path, region, identity, |_| {}).map_err(|error| recover_error(path, error))
-        };
-        let cells = self.cells.into_iter().enumerate();
-        let shards = cells.map(reopen).collect::<Result<_, OpenError>>()?;
-        let identity = Identity { store_id, shard: ShardIndex(0), geometry };
-        let sources = (self.clock, self.chance);
-        Ok(Self::assemble(identity, sources, shards, Host::default(), None, self.reports))
-    }
+/// What a store is made of beside its shards.
+pub(super) struct Assembly {
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) chance: Arc<dyn Chance>,
+    pub(super) host: Host,
+    pub(super) regains: bool,
+    pub(super) lock: Option<File>,
+    pub(super) reports: Reports,
 }
 
 /// Makes all shards beside their final place, and then moves them there at once.

@@ -64,6 +64,9 @@ pub enum WriteError {
     /// A follower's store takes changes from its leader only.
     #[error("this store is read-only")]
     ReadOnly,
+    /// A leader's store takes changes once it has back what an OS crash took.
+    #[error("this store gets back from followers what a crash took, and takes writes then")]
+    Regaining,
     /// The record's present value had to be read, and is damaged.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -202,10 +205,16 @@ impl Store {
         expire_at != 0 && expire_at <= self.clock.unix_ms()
     }
 
+    /// Why a read-only store takes no write.
+    #[cold]
+    fn refusal(&self) -> WriteError {
+        if self.is_regaining() { WriteError::Regaining } else { WriteError::ReadOnly }
+    }
+
     #[inline]
     fn check_write(&self, key: &[u8], value: &[u8]) -> Result<(), WriteError> {
         if self.is_read_only() {
-            return Err(WriteError::ReadOnly);
+            return Err(self.refusal());
         }
         let geometry = &self.geometry;
         if key.is_empty() || key.len() > usize::from(geometry.key_size_max) {
@@ -222,7 +231,7 @@ impl Store {
     #[inline]
     fn writable(&self, shard: ShardIndex) -> Result<Exclusive<'_>, WriteError> {
         let locked = self.exclusive(shard);
-        if self.is_read_only() { Err(WriteError::ReadOnly) } else { Ok(locked) }
+        if self.is_read_only() { Err(self.refusal()) } else { Ok(locked) }
     }
 
     // ---- reads
@@ -526,7 +535,7 @@ impl Store {
     /// Deletes every record, as ordinary changes; says how many.
     pub fn clear(&self) -> Result<u64, WriteError> {
         if self.is_read_only() {
-            return Err(WriteError::ReadOnly);
+            return Err(self.refusal());
         }
         Ok(self.shards().map(|shard| self.delete_where(shard, SlotIndex(0), u32::MAX, |_| true).0).sum())
     }

@@ -1,5 +1,6 @@
 //! What replication takes from a store: rings and scans on a leader, applying on a follower.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -29,6 +30,14 @@ pub enum PromoteError {
     Missing {
         /// The shard.
         shard: ShardIndex,
+    },
+    /// The new term is not on the disk, so no write may be made in it.
+    #[error("shard {shard}: the new epoch cannot be made durable: {error}")]
+    Sync {
+        /// The shard.
+        shard: ShardIndex,
+        /// What the system said.
+        error: String,
     },
 }
 
@@ -194,12 +203,27 @@ impl Store {
 
     /// Lets a store that leads go on in an epoch newer than `epoch`: so it leads those again who have met
     /// a successor of it that is no more.
-    pub fn lead_past(&self, epoch: u64) {
+    pub fn lead_past(&self, epoch: u64) -> Result<(), PromoteError> {
+        if let Err(error) = self.end_regain() {
+            return Err(PromoteError::Sync { shard: ShardIndex(0), error: error.to_string() });
+        }
         let epoch = self.shards().map(|shard| self.epoch_seen(shard)).fold(epoch, u64::max) + 1;
-        let term_id = self.chance.next();
-        self.shards().for_each(|shard| self.exclusive(shard).shard.promote(epoch, term_id));
+        self.begin_epoch(self.shards(), epoch)?;
         // Who wrote before remembers another term.
         self.demotions.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn begin_epoch(
+        &self,
+        mut shards: impl Iterator<Item = ShardIndex>,
+        epoch: u64,
+    ) -> Result<(), PromoteError> {
+        let term_id = self.chance.next();
+        shards.try_for_each(|shard| {
+            let sync = |error: io::Error| PromoteError::Sync { shard, error: error.to_string() };
+            self.exclusive(shard).shard.promote(epoch, term_id).map_err(sync)
+        })
     }
 
     /// Goes on with a promotion that a kill cut short between two shards: those that still follow take
@@ -209,16 +233,16 @@ impl Store {
         self.check_consistent()?;
         let next = |shard| self.epoch_seen(shard) + u64::from(self.follows(shard));
         let epoch = self.shards().map(next).max().unwrap_or_default();
-        let term_id = self.chance.next();
-        let rest = self.shards().filter(|shard| self.follows(*shard));
-        rest.for_each(|shard| self.exclusive(shard).shard.promote(epoch, term_id));
-        Ok(())
+        self.begin_epoch(self.shards().filter(|shard| self.follows(*shard)), epoch)
     }
 
     /// Makes a store follow: it is read-only from now on, and a shard that has led holds everything up to
     /// its head, in its own epoch. Whether the new leader shares all of that is the leader's to say.
     pub fn demote(&self) {
         self.stop_writes();
+        if let Err(error) = self.end_regain() {
+            tracing::error!(%error, "a shard's new term is not durable");
+        }
         self.demotions.fetch_add(1, Ordering::Relaxed);
         self.shards().for_each(|shard| self.exclusive(shard).shard.demote());
     }

@@ -169,8 +169,11 @@ impl Store {
     }
 
     /// All slots that were astray have the leader's images; its scan goes on from the watermark.
-    pub fn end_rewind(&self, shard: ShardIndex) {
+    pub fn end_rewind(&self, shard: ShardIndex) -> io::Result<()> {
+        // A power cut must not bring back what was dropped once nothing says any more that it may.
+        self.shared(shard).shard.sync()?;
         self.exclusive(shard).shard.end_rewind();
+        Ok(())
     }
 
     /// Finished reports of dropped writes, by name.

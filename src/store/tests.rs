@@ -157,7 +157,7 @@ fn killed(before: &[u8], after: &[u8], redo: (usize, usize), slot: (usize, usize
     let identity = crate::shard::Identity::read("memory".as_ref(), &page).unwrap();
     assert_eq!(identity.geometry, geometry);
     let mut opened = Shard::open("memory".as_ref(), region, identity, |_| {}).unwrap();
-    let ending = opened.take_over(Default::default(), 1);
+    let ending = opened.take_over(Default::default(), 1, false).unwrap();
     Store {
         geometry,
         store_id: identity.store_id,
@@ -171,6 +171,8 @@ fn killed(before: &[u8], after: &[u8], redo: (usize, usize), slot: (usize, usize
         demotions: AtomicU32::new(0),
         closed: AtomicBool::new(false),
         ending,
+        host: Default::default(),
+        regaining: AtomicBool::new(false),
         _directory_lock: None,
     }
 }
@@ -557,7 +559,7 @@ fn a_follower_with_a_damaged_slot_is_inconsistent_until_the_slot_has_come_again(
     leader.push_slot(shard, slots[0], &mut records).unwrap();
     follower.apply_forced(shard, &records, SlotIndex(4)).unwrap();
     assert!(follower.slots_to_ask_for(shard, 10).is_empty());
-    follower.end_rewind(shard);
+    follower.end_rewind(shard).unwrap();
     assert!(follower.reports().unwrap().is_empty(), "nothing was dropped");
     assert!(follower.damaged().is_empty());
     follower.check().unwrap();

@@ -45,7 +45,7 @@ pub enum Kind {
     Welcome = 2,
     /// Leader -> follower.
     Refuse = 3,
-    /// Leader -> follower. The payload is a run of whole records.
+    /// Leader -> follower, and back after Regain. The payload is a run of whole records.
     SlotBatch = 4,
     /// Leader -> follower.
     ScanDone = 5,
@@ -57,6 +57,8 @@ pub enum Kind {
     ScanStart = 8,
     /// Follower -> leader.
     Want = 9,
+    /// Leader -> follower.
+    Regain = 10,
 }
 
 /// SlotBatch flag: the records come from a scan.
@@ -78,6 +80,7 @@ impl Kind {
             7 => Self::Heartbeat,
             8 => Self::ScanStart,
             9 => Self::Want,
+            10 => Self::Regain,
             _ => return None,
         })
     }
@@ -282,6 +285,13 @@ impl FrameDecoder {
             preamble_left,
             is_first: true,
         }
+    }
+
+    /// Makes the buffer as large, but no smaller than what waits in it.
+    pub fn resize(&mut self, capacity: usize) {
+        let mut buffer = vec![0; capacity.max(self.waiting() + 1)].into_boxed_slice();
+        buffer[..self.waiting()].copy_from_slice(&self.buffer[self.start..self.end]);
+        (self.buffer, self.end, self.start) = (buffer, self.waiting(), 0);
     }
 
     /// Where to receive the next bytes; never empty once [`FrameDecoder::next`] returned `None`.

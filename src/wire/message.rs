@@ -44,6 +44,7 @@
 //! | Refuse    | code u16 ([`RefuseCode`]), size u16 and bytes of the leader's `HOST:PORT` (of a NotLeader that knows it, at most [`LEADER_SIZE_MAX`] bytes), then a sentence in UTF-8, at most [`REFUSE_TEXT_SIZE_MAX`] bytes |
 //! | Want      | slot indexes, u32 each, rising, at most [`WANT_LEN_MAX`]; none = all have come                |
 //! | ScanStart | since u64, through u64                                                                       |
+//! | Regain    | since u64, window_bytes u64                                                                  |
 //! | ScanDone  | through u64, consistent_at u64                                                               |
 //! | Ack       | received u64, applied u64, durable u64, received_bytes u64                                   |
 //! | Heartbeat | seq u64, unix_ms u64                                                                         |
@@ -53,7 +54,8 @@ use uuid::Uuid;
 use super::fields::{
     Fields, TERM_SIZE, newest, push_geometry, push_place, push_terms, push_words, term_count,
 };
-use super::frame::{Frame, Kind, push_frame};
+use super::frame::{Frame, Kind, PAYLOAD_SIZE_MAX, push_frame};
+use crate::slot::image::RECORD_HEADER_SIZE;
 use crate::slot::{Geometry, GeometryError, Seq, SlotIndex, Term};
 
 pub use super::refuse::{LEADER_SIZE_MAX, REFUSE_TEXT_SIZE_MAX, Refuse, RefuseCode};
@@ -213,7 +215,17 @@ pub struct ScanStart {
     pub through: Seq,
 }
 
-/// Leader -> follower. The scan is through; records of the stream follow.
+/// Leader -> follower. The leader may have lost what is newer than this in a crash: the follower sends it
+/// such slots, as a leader sends a scan, and then waits for its Welcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Regain {
+    /// Slots above this seq are to be sent.
+    pub since: Seq,
+    /// Payload that may be under way without an Ack.
+    pub window_bytes: u64,
+}
+
+/// Leader -> follower, and back after Regain. The scan is through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ScanDone {
     /// Everything up to here has been sent; the stream goes on with the next seq.
@@ -394,6 +406,27 @@ impl ScanStart {
         let message = Self { since: fields.seq()?, through: fields.seq()? };
         fields.end().map(|()| message)
     }
+}
+
+impl Regain {
+    /// Appends the message as a frame.
+    pub fn push(&self, target: &mut Vec<u8>, epoch: u64) {
+        push_words(target, Kind::Regain, epoch, [self.since.0, self.window_bytes]);
+    }
+
+    /// Reads a Regain.
+    pub fn read(frame: &Frame<'_>) -> Result<Self, MessageError> {
+        let mut fields = Fields::new(frame);
+        let message = Self { since: fields.seq()?, window_bytes: fields.u64()? };
+        fields.end().map(|()| message)
+    }
+}
+
+/// Payload of a batch that a follower gives back: within the window, but one record always fits.
+#[must_use]
+pub fn regain_payload_size_max(geometry: &Geometry, window_bytes: usize) -> usize {
+    const WANTED: usize = 64 << 10;
+    WANTED.min(window_bytes).max(RECORD_HEADER_SIZE + geometry.image_size_max()).min(PAYLOAD_SIZE_MAX)
 }
 
 impl ScanDone {

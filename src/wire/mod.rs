@@ -13,12 +13,18 @@
 //! | SlotBatch | leader -> follower | records of a scan (flag SCAN), of the stream (STREAM), of slots that were asked for (WANTED) |
 //! | ScanStart | leader -> follower | a ring overflowed: a scan begins                              |
 //! | ScanDone  | leader -> follower | the scan is through                                           |
+//! | Regain    | leader -> follower | before Welcome: give back what a crash took; then SlotBatch, ScanDone and Ack go the other way |
 //! | Ack       | follower -> leader | how far the follower is; also opens the scan's window         |
 //! | Heartbeat | both               | every heartbeat interval, whatever else is sent               |
 //!
 //! ```text
 //! follower                                            leader
 //!    | preamble, Hello{store, shard, watermark W} ------> |
+//!    |   only if the leader may have lost in a crash what is newer than D, and D < W:
+//!    | <--------------- Regain{since D}                   |
+//!    | SlotBatch SCAN (slots with seq > D), as the Ack window allows
+//!    | <--------------- Ack{received_bytes}               |
+//!    | ScanDone{through W} -----------------------------> | the leader waits for others, then takes its new term
 //!    |                                                    | ring attached at S0, both under the shard lock
 //!    | <--------------- Welcome{since W, head S0, ...}    |
 //!    |   only if the follower's history parts from the leader's at F, below its head, or slots are damaged:
@@ -50,7 +56,8 @@ pub mod transport;
 
 pub use frame::{Frame, FrameDecoder, FrameError, FrameHeader, Kind};
 pub use message::{
-    Ack, Heartbeat, Hello, MessageError, Refuse, RefuseCode, ScanDone, ScanPlace, ScanStart, Want, Welcome,
+    Ack, Heartbeat, Hello, MessageError, Refuse, RefuseCode, Regain, ScanDone, ScanPlace, ScanStart, Want,
+    Welcome,
 };
 pub use outbox::Outbox;
 pub use transport::Transport;

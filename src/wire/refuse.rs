@@ -30,6 +30,8 @@ pub enum RefuseCode {
     TooManyFollowers,
     /// The node is no leader, or no more.
     NotLeader,
+    /// The leader gets back what it lost in a crash, and takes followers then.
+    Regaining,
     /// A code of a later version.
     Other(u16),
 }
@@ -50,6 +52,7 @@ impl RefuseCode {
             Self::OldEpoch => 7,
             Self::TooManyFollowers => FIRST_TEMPORARY_CODE,
             Self::NotLeader => FIRST_TEMPORARY_CODE + 1,
+            Self::Regaining => FIRST_TEMPORARY_CODE + 2,
             Self::Other(code) => code,
         }
     }
@@ -67,6 +70,7 @@ impl RefuseCode {
             7 => Self::OldEpoch,
             FIRST_TEMPORARY_CODE => Self::TooManyFollowers,
             257 => Self::NotLeader,
+            258 => Self::Regaining,
             code => Self::Other(code),
         }
     }
@@ -84,6 +88,7 @@ impl RefuseCode {
             Self::OldEpoch => "old_epoch",
             Self::TooManyFollowers => "too_many_followers",
             Self::NotLeader => "not_leader",
+            Self::Regaining => "regaining",
             Self::Other(_) => "other",
         }
     }

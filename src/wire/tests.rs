@@ -10,8 +10,8 @@ use super::frame::{
     PAYLOAD_SIZE_MAX, PREAMBLE, Side, payload_len,
 };
 use super::message::{
-    Ack, Heartbeat, Hello, MessageError, REFUSE_TEXT_SIZE_MAX, Refuse, RefuseCode, ScanDone, ScanPlace,
-    ScanStart, TERMS_MAX, VERSION, WANT_LEN_MAX, Want, Welcome,
+    Ack, Heartbeat, Hello, MessageError, REFUSE_TEXT_SIZE_MAX, Refuse, RefuseCode, Regain, ScanDone,
+    ScanPlace, ScanStart, TERMS_MAX, VERSION, WANT_LEN_MAX, Want, Welcome,
 };
 use crate::slot::image::{Image, push_record};
 use crate::slot::{Geometry, Records, Seq, ShardIndex, SlotIndex, SlotView, Status, Term};
@@ -109,6 +109,7 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
         ("slot_batch_wanted", slot_batch(FLAG_WANTED, 2, &records)),
         ("want", pushed(|out| Want { slots: vec![SlotIndex(3), SlotIndex(70_000)] }.push(out, 2))),
         ("scan_start", pushed(|out| ScanStart { since: Seq(900), through: Seq(1000) }.push(out, 2))),
+        ("regain", pushed(|out| Regain { since: Seq(700), window_bytes: 1 << 20 }.push(out, 2))),
         ("heartbeat", pushed(|out| Heartbeat { seq: Seq(1010), unix_ms: 1_700_000_000_123 }.push(out, 2))),
     ]
 }
@@ -133,6 +134,7 @@ fn understand(bytes: &[u8]) -> Result<String, String> {
         Kind::Ack => format!("{:?}", Ack::read(&frame).map_err(text)?),
         Kind::Heartbeat => format!("{:?}", Heartbeat::read(&frame).map_err(text)?),
         Kind::ScanStart => format!("{:?}", ScanStart::read(&frame).map_err(text)?),
+        Kind::Regain => format!("{:?}", Regain::read(&frame).map_err(text)?),
         Kind::Want => format!("{:?}", Want::read(&frame).map_err(text)?),
         Kind::SlotBatch => {
             let mut text = String::new();
@@ -462,6 +464,7 @@ proptest! {
                 Kind::ScanDone => drop(ScanDone::read(&frame)),
                 Kind::Ack => drop(Ack::read(&frame)),
                 Kind::Heartbeat => drop(Heartbeat::read(&frame)),
+                Kind::Regain => drop(Regain::read(&frame)),
                 Kind::ScanStart => drop(ScanStart::read(&frame)),
                 Kind::Want => drop(Want::read(&frame)),
                 Kind::SlotBatch => Records::new(&GEOMETRY, frame.payload).for_each(drop),

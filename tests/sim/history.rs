@@ -57,6 +57,50 @@ impl Histories {
     }
 }
 
+impl Histories {
+    /// All that the terms of a store's shards went through, whatever of it the store holds.
+    pub(crate) fn whole(&self, store: &Store) -> Held {
+        Held(store.shards().map(|shard| self.of(store, shard).to_vec()).collect())
+    }
+
+    /// What a store holds that has lost some of `whole` in a power cut and taken a new term: all up to where
+    /// that begins, and of what came later those images that are left.
+    pub(crate) fn left(whole: &Held, store: &Store, who: &str) -> Held {
+        let of_shard = |(shard, changes): (ShardIndex, &Changes)| {
+            let through = Seq(store.lineage(shard).last().unwrap().first_seq - 1);
+            let mut held: Changes =
+                changes.iter().take_while(|change| change.seq <= through).cloned().collect();
+            let mut mirror = Mirror::default();
+            mirror.advance(&held, through);
+            let mut left = Vec::new();
+            for slot in 0..store.extent(shard).0.max(u32::try_from(mirror.slots.len()).unwrap()) {
+                let wanted = mirror.slots.get(slot as usize).and_then(Option::as_ref);
+                assert!(slot < store.extent(shard).0, "{who}: shard {shard} lacks slot {slot}");
+                store.with_slot(shard, SlotIndex(slot), |view| {
+                    let view = view.unwrap_or_else(|error| panic!("{who}: {shard} slot {slot}: {error}"));
+                    if view.seq() > through {
+                        let image = view.image().into();
+                        left.push(Rc::new(Change { seq: view.seq(), slot: slot as usize, image }));
+                        return;
+                    }
+                    let wanted_seq = wanted.map_or(Seq::ZERO, |change| change.seq);
+                    let is_equal = wanted.is_none_or(|change| *change.image == *view.image());
+                    assert!(
+                        view.seq() == wanted_seq && is_equal,
+                        "{who}: shard {shard} slot {slot} has seq {}, wanted {wanted_seq}: all up to {through} is held",
+                        view.seq()
+                    );
+                });
+            }
+            left.sort_by_key(|change| change.seq);
+            assert!(left.is_sorted_by(|a, b| a.seq < b.seq), "{who}: shard {shard}: two slots have one seq");
+            held.extend(left);
+            held
+        };
+        Held(store.shards().zip(&whole.0).map(of_shard).collect())
+    }
+}
+
 /// Follows what one leader writes to its shards.
 #[derive(Debug, Default)]
 pub(crate) struct Recorder(Vec<RingReader>);

@@ -43,6 +43,17 @@ pub(crate) struct Leading {
     pub(crate) sleeper: Arc<Sleeper>,
     pub(crate) ends: Vec<(leader::Link, Connection)>,
     pub(crate) recorder: Recorder,
+    /// After a power cut, until the new term begins.
+    pub(crate) lost: Option<Lost>,
+}
+
+/// What a power cut may have taken.
+#[derive(Debug, Clone)]
+pub(crate) struct Lost {
+    /// What the shards went through.
+    pub(crate) whole: Held,
+    /// Up to where each shard must hold everything when its new term begins.
+    pub(crate) wanted: Vec<Seq>,
 }
 
 pub(crate) struct Lane {
@@ -62,6 +73,7 @@ impl Node {
             receive_buffer_bytes: 72 * 1024,
             ..follower::Options::default()
         };
+        store.keep_disks();
         let epochs = vec![0; usize::from(store.geometry().shard_count)];
         let mut node = Self {
             name: format!("node {number}"),
@@ -145,17 +157,66 @@ impl Node {
         let recorder = Recorder::begin(histories, &self.store, before);
         let registry = leader::Registry::new(self.store.geometry().shard_count, 1000, 1000);
         let (sleeper, ends) = (Sleeper::new(|| {}), Vec::new());
-        self.role = Role::Leader(Leading { registry, sleeper, ends, recorder });
+        self.role = Role::Leader(Leading { registry, sleeper, ends, recorder, lost: None });
+        self.store.keep_disks();
+    }
+
+    /// The machine of a leader loses power: what was not durable is gone in part.
+    pub(crate) fn lose_power(&mut self, histories: &mut Histories, choose: impl FnMut() -> bool) {
+        let whole = match self.leading().and_then(|leading| leading.lost.take()) {
+            Some(lost) => lost.whole,
+            None => histories.whole(&self.store),
+        };
+        self.cut();
+        self.store.write_back(choose);
+        let spare = self.store.copy_in_memory().expect("a copy");
+        let store = std::mem::replace(&mut self.store, spare);
+        self.store = store.reopen_after_power_cut().expect("a store opens again");
+        self.regain(histories, whole);
+    }
+
+    /// Waits for what followers give back.
+    fn regain(&mut self, histories: &mut Histories, whole: Held) {
+        self.links.forget_superseded();
+        let wanted = self.store.shards().map(|shard| self.store.tail(shard).unwrap_or(Seq::ZERO)).collect();
+        let registry = leader::Registry::new(self.store.geometry().shard_count, 1000, 1000);
+        let (sleeper, ends, recorder) = (Sleeper::new(|| {}), Vec::new(), Recorder::default());
+        let lost = Some(Lost { whole, wanted });
+        self.role = Role::Leader(Leading { registry, sleeper, ends, recorder, lost });
+        if !self.store.is_regaining() {
+            self.store.set_read_only(false);
+            self.has_regained(histories);
+        }
+    }
+
+    /// The wait is over: the store holds what it must, and a new term begins.
+    pub(crate) fn has_regained(&mut self, histories: &mut Histories) {
+        let (name, store) = (self.name.clone(), &self.store);
+        let Role::Leader(leading) = &mut self.role else { return };
+        let Some(Lost { whole, wanted }) = leading.lost.take() else { return };
+        store.check().unwrap_or_else(|error| panic!("{name}: {error}"));
+        let left = Histories::left(&whole, store, &name);
+        for (shard, wanted) in store.shards().zip(wanted) {
+            let through = Seq(store.lineage(shard).last().unwrap().first_seq - 1);
+            assert!(through >= wanted, "{name}: shard {shard} holds all up to {through}, was given {wanted}");
+        }
+        leading.recorder = Recorder::begin(histories, store, left);
     }
 
     /// The process is killed and starts again in the same role.
-    pub(crate) fn restart(&mut self, histories: &mut Histories) {
+    pub(crate) fn restart(&mut self, histories: &mut Histories, is_orderly: bool) {
         self.cut();
+        if is_orderly {
+            self.store.close().unwrap();
+        }
         let reopen = |store: &mut Store| {
             let spare = store.copy_in_memory().expect("a copy");
             *store = std::mem::replace(store, spare).reopen_in_memory().expect("a store opens again");
         };
-        if self.is_leader() {
+        if let Some(lost) = self.leading().and_then(|leading| leading.lost.take()) {
+            reopen(&mut self.store);
+            self.regain(histories, lost.whole);
+        } else if self.is_leader() {
             if let Some(leading) = self.leading() {
                 leading.recorder = Recorder::default();
             }

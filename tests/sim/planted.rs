@@ -58,4 +58,7 @@ planted! {
     scan_position_is_kept_too_early: PositionTooEarly,
     older_epoch_is_accepted: OlderEpochAccepted,
     emptied_store_is_accepted: EmptiedStoreAccepted,
+    what_was_given_back_is_forgotten: RegainedForgotten,
+    what_is_given_back_is_taken_though_older: RegainedThoughOlder,
+    new_term_is_cut_too_high: RegainedTooHigh,
 }

@@ -20,6 +20,8 @@ pub(crate) struct Scenario {
     pub(crate) write_percent: usize,
     /// Faults in a hundred that are changes of roles.
     pub(crate) role_percent: usize,
+    /// Faults in a hundred that are power cuts of a leader.
+    pub(crate) power_percent: usize,
     /// Clocks differ by up to this much.
     pub(crate) skew_ms: usize,
     /// Deliveries in a hundred that flip a bit; links may then end for what the other end sent.
@@ -50,6 +52,7 @@ impl Scenario {
             stream_batch_bytes_max: *random.pick(&[1, 200, 600, 256 << 10]),
             scan_bytes_per_second_max: *random.pick(&[0, 0, 0, 10_000]),
             scans_max: *random.pick(&[0, 0, 0, 1]),
+            regain_wait: std::time::Duration::from_millis(*random.pick(&[0, 300, 3_000])),
             ..leader::Options::default()
         };
         Self {
@@ -61,6 +64,7 @@ impl Scenario {
             network_bytes: *random.pick(&[30, 200, 1000, 10_000]),
             fault_percent: *random.pick(&[0, 1, 4, 8, 15]),
             role_percent: *random.pick(&[0, 30, 70]),
+            power_percent: *random.pick(&[0, 10, 30]),
             skew_ms: *random.pick(&[0, 0, 1_000, 10_000_000]),
             noise_percent: *random.pick(&[0, 0, 0, 5]),
             write_percent: *random.pick(&[5, 10, 25]),
@@ -81,6 +85,8 @@ pub(crate) struct Tally {
     pub(crate) rewinds: u64,
     pub(crate) writes_dropped: u64,
     pub(crate) scans_resumed: u64,
+    pub(crate) power_cuts: u64,
+    pub(crate) slots_regained: u64,
 }
 
 impl Tally {
@@ -94,6 +100,8 @@ impl Tally {
         self.rewinds += other.rewinds;
         self.writes_dropped += other.writes_dropped;
         self.scans_resumed += other.scans_resumed;
+        self.power_cuts += other.power_cuts;
+        self.slots_regained += other.slots_regained;
     }
 }
 

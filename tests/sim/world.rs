@@ -5,6 +5,8 @@
 //! lets one node lead all others, and asserts that everything converges. Invariants are checked along the
 //! way, after every receive of a follower.
 
+mod power;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -150,6 +152,9 @@ impl World {
 
     fn step(&mut self, step: usize) {
         if self.random.percent(self.scenario.fault_percent) {
+            if self.random.percent(self.scenario.power_percent) {
+                return self.cut_power(step);
+            }
             if self.random.percent(self.scenario.role_percent) {
                 return self.change_roles(step);
             }
@@ -230,6 +235,7 @@ impl World {
                 Err(WriteError::ReadOnly) => {
                     assert!(links.superseded_by_epoch().is_some(), "a leader takes writes");
                 }
+                Err(WriteError::Regaining) => assert!(store.is_regaining(), "a leader takes writes"),
                 Err(WriteError::Full { .. }) => {}
                 Err(error) => panic!("write: {error}"),
             }
@@ -300,6 +306,7 @@ impl World {
                 }
             }
         }
+        self.pass_regaining();
     }
 
     /// One follower's lane goes on for a while, with nothing else between.
@@ -379,7 +386,8 @@ impl World {
 
     fn restart(&mut self, node: usize) {
         let node = &mut self.nodes[node];
-        node.restart(&mut self.histories);
+        let is_orderly = self.random.percent(20);
+        node.restart(&mut self.histories, is_orderly);
         let Node { store, role, name, .. } = node;
         if let Role::Follower { lanes, .. } = role {
             for lane in lanes {
@@ -406,6 +414,7 @@ impl World {
                 let (node, leader) = (self.a_leader(), self.a_leader());
                 if node != leader {
                     self.trace(|| format!("{step}: leader {node} follows {leader}"));
+                    self.end_regain(node);
                     self.nodes[node].follow(leader);
                 }
             }
@@ -420,6 +429,9 @@ impl World {
                 let number = self.random.below(self.nodes.len());
                 self.trace(|| format!("{step}: copy node {number}"));
                 let node = &self.nodes[number];
+                if node.store.is_regaining() {
+                    return;
+                }
                 self.backup = Some(Backup {
                     node: number,
                     is_leader: node.is_leader(),
@@ -479,10 +491,17 @@ impl World {
         };
         let (link, connection) = &mut leading.ends[at];
         let received = link.receive(&mut connection.end(true, random), env).map(|_| ());
+        // Nothing is written meanwhile, so the head is what a Welcome says.
+        let result = received.and_then(|()| link.send(&mut connection.end(true, random), budget, env));
         if let (Some(_), Some(shard)) = (link.seq_sent(), link.shard().map(ShardIndex)) {
             connection.welcome(store.head(shard), store.epoch_seen(shard));
         }
-        let result = received.and_then(|()| link.send(&mut connection.end(true, random), budget, env));
+        if let (Some(through), Some(shard)) = (link.given_back(), link.shard())
+            && let Some(lost) = &mut leading.lost
+        {
+            let wanted = &mut lost.wanted[usize::from(shard)];
+            *wanted = (*wanted).max(through);
+        }
         if let Some(since) = link.scan_since() {
             assert_eq!(Some(since), link.seq_sent(), "a scan begins at the last seq sent in order");
         }
@@ -491,7 +510,8 @@ impl World {
             self.trace(|| format!("leader {node}: {error}"));
             let is_fair = match &error {
                 leader::LinkError::Refused(refuse) => {
-                    matches!(refuse.code, RefuseCode::OldEpoch | RefuseCode::NotLeader)
+                    let code = refuse.code;
+                    matches!(code, RefuseCode::OldEpoch | RefuseCode::NotLeader | RefuseCode::Regaining)
                 }
                 leader::LinkError::Slot { .. } => false,
                 error => is_noisy || !error.is_protocol(),
@@ -504,7 +524,7 @@ impl World {
         let is_noisy = self.scenario.noise_percent > 0;
         let node = &mut self.nodes[number];
         let (now, shard) = (node.now(), ShardIndex(u16::try_from(lane).unwrap()));
-        let is_greeted = node.lanes()[lane].cell.phase() == Phase::Handshake;
+        let is_greeted = matches!(node.lanes()[lane].cell.phase(), Phase::Handshake | Phase::Queued);
         let before = if is_greeted { node.slots(shard) } else { Vec::new() };
         let noted_before = node.noted_fork(shard);
         let held = Holding::of(&node.store, shard);
@@ -521,7 +541,8 @@ impl World {
         if let Err(error) = &result {
             let is_fair = match error {
                 follower::LinkError::Refused(refuse) => {
-                    matches!(refuse.code, RefuseCode::OldEpoch | RefuseCode::NotLeader)
+                    let code = refuse.code;
+                    matches!(code, RefuseCode::OldEpoch | RefuseCode::NotLeader | RefuseCode::Regaining)
                 }
                 follower::LinkError::OldEpoch { .. } => true,
                 follower::LinkError::EmptiedStore { .. } => is_emptied,
@@ -590,7 +611,7 @@ impl World {
         let is_held = |shard| self.nodes.iter().any(|node| node.store.extent(shard).1 > 0);
         let is_empty = store.shards().any(|shard| store.head(shard) == Seq::ZERO && is_held(shard));
         if is_empty || is_behind || store.is_read_only() {
-            self.nodes[leader].lead(&mut self.histories, |store| store.lead_past(epoch));
+            self.nodes[leader].lead(&mut self.histories, |store| store.lead_past(epoch).unwrap());
         }
         for node in (0..self.nodes.len()).filter(|node| *node != leader) {
             let is_there =
@@ -619,6 +640,7 @@ impl World {
 
     fn converge(&mut self) {
         self.is_calm = true;
+        (0..self.nodes.len()).for_each(|node| self.end_regain(node));
         let leader = self.agree_on_a_leader();
         self.trace(|| format!("node {leader} leads all"));
         if let Some(leading) = self.nodes[leader].leading() {
@@ -665,6 +687,7 @@ impl World {
             self.tally.delta_scans_overflow += totals.delta_scans_overflow.load(Relaxed);
             self.tally.records_sent += totals.records_sent.load(Relaxed);
             self.tally.scans_resumed += totals.scans_resumed.load(Relaxed);
+            self.tally.slots_regained += totals.slots_regained.load(Relaxed);
             self.tally.rewinds += totals.rewinds.load(Relaxed);
             self.tally.writes_dropped += totals.writes_dropped.load(Relaxed);
         }

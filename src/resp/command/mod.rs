@@ -14,7 +14,7 @@ pub(super) mod strings;
 pub(super) mod transaction;
 pub(super) mod wait;
 
-use super::error::{CommandError, READ_ONLY};
+use super::error::{CommandError, READ_ONLY, REGAINING};
 use super::number::parse_i64;
 use super::parse::Arg;
 use super::reply::Reply;
@@ -214,7 +214,8 @@ fn check(worker: &Worker, args: Args<'_>, row: Option<u8>) -> Result<u8, Command
         return Err(CommandError::Arity(command.name.into()));
     }
     if command.is(flag::WRITE) && worker.context.store.is_read_only() {
-        return Err(CommandError::text(READ_ONLY));
+        let is_regaining = worker.context.store.is_regaining();
+        return Err(CommandError::text(if is_regaining { REGAINING } else { READ_ONLY }));
     }
     if worker.rules.flags() != 0 {
         worker.rules.check(worker, command, args)?;

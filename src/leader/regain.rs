@@ -1,0 +1,214 @@
+//! A leader that may have lost its last writes in an OS crash asks followers for them before it leads.
+//!
+//! Asked is who holds everything up to a seq above what is held here for sure, and nothing that is not of this
+//! store's own history. Such a follower sends the slots in question, as a leader sends a scan; its Hello is
+//! answered when the wait is over. All others are refused until then.
+//!
+//! A follower that was cut off inside a scan holds all up to its watermark, and here and there more. What it has
+//! more is taken, too: it is of the same history, and this store holds such singles itself. But only
+//! the watermark tells what is held for sure, so only that moves the place where the new term begins.
+//!
+//! Always true: when the wait is over nobody sends any more, so no image comes behind the new term.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::slot::lineage::fork;
+use crate::slot::{Seq, ShardIndex};
+use crate::store::Term;
+use crate::wire::frame::{FLAG_SCAN, Frame, Kind};
+use crate::wire::message::{Ack, Heartbeat, Hello, Refuse, RefuseCode, Regain, ScanDone};
+
+use super::link::{Env, LinkError};
+
+/// How often the wait says how it goes.
+const REPORT_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The wait; all links of a leader share it.
+#[derive(Debug, Default)]
+pub struct Gate(Arc<Mutex<Wait>>);
+
+#[derive(Debug, Default)]
+struct Wait {
+    /// When it ends for those who have not come; known once it has begun.
+    ends_at: Option<Duration>,
+    report_at: Duration,
+    /// Links that send.
+    senders: u32,
+    is_over: bool,
+}
+
+/// A link that sends; dropping it says that it does not any more.
+#[derive(Debug)]
+struct Sender(Arc<Mutex<Wait>>);
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.0.lock().senders -= 1;
+    }
+}
+
+impl Gate {
+    /// Lets a link send; `None` = the wait is over.
+    fn enter(&self) -> Option<Sender> {
+        let mut wait = self.0.lock();
+        if wait.is_over {
+            return None;
+        }
+        wait.senders += 1;
+        Some(Sender(Arc::clone(&self.0)))
+    }
+}
+
+/// Ends the wait when its time is over and nobody sends; says how it goes meanwhile. Whoever drives links
+/// calls this now and then.
+pub fn pass(env: Env<'_>) {
+    if !env.store.is_regaining() {
+        return;
+    }
+    let (now, totals) = (env.now.monotonic, &env.links.totals);
+    let mut wait = env.registry.gate.0.lock();
+    let ends_at = *wait.ends_at.get_or_insert(now + env.options.regain_wait);
+    let (slots, bytes) = (totals.slots_regained.load(Relaxed), totals.regain_bytes.load(Relaxed));
+    if wait.is_over {
+        return;
+    }
+    if now < ends_at || wait.senders > 0 {
+        if now >= wait.report_at {
+            wait.report_at = now + REPORT_INTERVAL;
+            let seconds_left = ends_at.saturating_sub(now).as_secs();
+            tracing::warn!(
+                slots,
+                bytes,
+                links = wait.senders,
+                seconds_left,
+                "the last writes may be lost to a crash: waiting for followers that have them; no writes are taken"
+            );
+        }
+        return;
+    }
+    wait.is_over = true;
+    drop(wait);
+    match env.store.end_regain() {
+        Ok(()) => {
+            tracing::warn!(slots, bytes, "what followers had of the last writes is back; this node leads");
+            if env.links.superseded_by_epoch().is_none() {
+                env.store.set_read_only(false);
+            }
+        }
+        Err(error) => tracing::error!(%error, "this node cannot lead: its new term is not durable"),
+    }
+}
+
+/// A link whose follower gives back what it has.
+#[derive(Debug)]
+pub(super) struct Regaining {
+    hello: Hello,
+    shard: ShardIndex,
+    epoch: u64,
+    received_bytes: u64,
+    is_ack_due: bool,
+    /// `None` once it is through.
+    sender: Option<Sender>,
+}
+
+impl Regaining {
+    /// Asks for what is missing here, or refuses a follower that cannot help.
+    pub(super) fn new(
+        hello: Hello,
+        lineage: &[Term],
+        out: &mut Vec<u8>,
+        env: Env<'_>,
+    ) -> Result<Self, Refuse> {
+        let refuse = || {
+            let text = "this leader gets back from others what it lost in a crash, and takes followers then";
+            Refuse::new(RefuseCode::Regaining, text.to_owned())
+        };
+        let shard = ShardIndex(hello.shard);
+        let since = env.store.tail(shard).ok_or_else(refuse)?;
+        // How far this history went before the crash is not known here.
+        let is_ours = fork(lineage, Seq::MAX, &hello.lineage, hello.head) == Some(hello.head);
+        if !is_ours || hello.asks || hello.watermark <= since {
+            return Err(refuse());
+        }
+        let sender = env.registry.gate.enter().ok_or_else(refuse)?;
+        let epoch = lineage.last().map_or(0, |term| term.epoch);
+        let (follower, through) = (hello.follower_id, hello.watermark.0);
+        tracing::info!(%shard, %follower, since = since.0, through, "a follower gives back what it has");
+        Regain { since, window_bytes: env.options.ack_window_bytes_max }.push(out, epoch);
+        Ok(Self { hello, shard, epoch, received_bytes: 0, is_ack_due: false, sender: Some(sender) })
+    }
+
+    pub(super) fn shard(&self) -> ShardIndex {
+        self.shard
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Up to where the follower holds everything, once all of it has come.
+    pub(super) fn given_back(&self) -> Option<Seq> {
+        self.sender.is_none().then_some(self.hello.watermark)
+    }
+
+    /// Takes what the follower sends.
+    pub(super) fn take(&mut self, frame: &Frame<'_>, env: Env<'_>) -> Result<(), LinkError> {
+        let totals = &env.links.totals;
+        match frame.kind {
+            Kind::Heartbeat => {
+                Heartbeat::read(frame)?;
+                totals.heartbeats_received.fetch_add(1, Relaxed);
+            }
+            Kind::SlotBatch if self.sender.is_some() && frame.flags == FLAG_SCAN => {
+                let applied = env.store.give_back(self.shard, frame.payload)?;
+                let applied = applied.ok_or(LinkError::RegainOver)?;
+                totals.slots_regained.fetch_add(applied.applied, Relaxed);
+                totals.regain_bytes.fetch_add(frame.payload.len() as u64, Relaxed);
+                self.received_bytes += frame.payload.len() as u64;
+                self.is_ack_due = true;
+            }
+            Kind::ScanDone if self.sender.is_some() => {
+                let ScanDone { through, .. } = ScanDone::read(frame)?;
+                if through != self.hello.watermark {
+                    return Err(LinkError::GivenBack { found: through, wanted: self.hello.watermark });
+                }
+                env.store.regained(self.shard, through);
+                tracing::info!(shard = %self.shard, follower = %self.hello.follower_id, through = through.0, "given back");
+                self.sender = None;
+            }
+            kind => return Err(LinkError::Unexpected { kind }),
+        }
+        Ok(())
+    }
+
+    /// The Hello, once it can be answered.
+    pub(super) fn next(&mut self, env: Env<'_>) -> Result<Option<Hello>, LinkError> {
+        if env.store.is_regaining() {
+            return Ok(None);
+        }
+        if self.sender.is_some() {
+            return Err(LinkError::RegainOver);
+        }
+        Ok(Some(self.hello.clone()))
+    }
+
+    pub(super) fn push_heartbeat(&self, out: &mut Vec<u8>, env: Env<'_>) {
+        Heartbeat { seq: env.store.head(self.shard), unix_ms: env.now.unix_ms }.push(out, self.epoch);
+        env.links.totals.heartbeats_sent.fetch_add(1, Relaxed);
+    }
+
+    /// Says whether there was anything to acknowledge.
+    pub(super) fn push_ack(&mut self, out: &mut Vec<u8>) -> bool {
+        if !std::mem::take(&mut self.is_ack_due) {
+            return false;
+        }
+        let received_bytes = self.received_bytes;
+        Ack { received: Seq::ZERO, applied: Seq::ZERO, durable: Seq::ZERO, received_bytes }
+            .push(out, self.epoch);
+        true
+    }
+}

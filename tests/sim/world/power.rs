@@ -1,0 +1,120 @@
+//! Power cuts of leaders: what is lost, who gives it back, and what the new term must hold.
+
+use slotstream::{Seq, ShardIndex, leader};
+
+use super::World;
+use crate::nodes::{Node, Role};
+
+impl World {
+    /// A leader's machine loses power, and starts again. Sometimes nothing goes wrong from there on: then all
+    /// that its followers have comes back.
+    pub(super) fn cut_power(&mut self, step: usize) {
+        let number = self.a_leader();
+        self.trace(|| format!("{step}: node {number} loses power"));
+        self.tally.power_cuts += 1;
+        let percent = *self.random.pick(&[0, 20, 50, 80]);
+        let random = &mut self.random;
+        self.nodes[number].lose_power(&mut self.histories, || random.percent(percent));
+        if self.random.percent(50) || self.scenario.noise_percent > 0 {
+            return;
+        }
+        let owed = self.owed(number);
+        for _ in 0..100 {
+            for node in 0..self.nodes.len() {
+                for lane in 0..self.nodes[node].lanes().len() {
+                    self.connect(node, lane);
+                }
+            }
+            self.pump();
+        }
+        self.pass_time(1);
+        for (shard, seq) in owed {
+            let store = &self.nodes[number].store;
+            let through = store.tail(shard).unwrap_or_else(|| store.head(shard));
+            assert!(
+                through >= seq,
+                "node {number}: shard {shard} got back all up to {through}, wanted {seq}"
+            );
+        }
+    }
+
+    /// What followers of a leader that has lost its power can give back.
+    fn owed(&self, number: usize) -> Vec<(ShardIndex, Seq)> {
+        let target = &self.nodes[number];
+        let mut owed = Vec::new();
+        for node in &self.nodes {
+            let Role::Follower { leader, .. } = node.role else { continue };
+            if leader != number || !target.store.is_regaining() || self.scenario.leader.regain_wait.is_zero()
+            {
+                continue;
+            }
+            for shard in node.store.shards() {
+                let is_whole = !node.store.is_astray(shard)
+                    && node.store.epoch_seen(shard) <= target.store.epoch_seen(shard)
+                    && self.histories.shared(&node.store, &target.store, shard) == node.store.head(shard);
+                if is_whole {
+                    owed.push((shard, node.store.progress(shard).seq));
+                }
+            }
+        }
+        owed
+    }
+
+    /// Leaders whose wait for what they lost is over take their new terms.
+    pub(super) fn pass_regaining(&mut self) {
+        for number in 0..self.nodes.len() {
+            let now = self.nodes[number].now();
+            let Node { store, role, links, .. } = &mut self.nodes[number];
+            let Role::Leader(leading) = role else { continue };
+            if leading.lost.is_none() {
+                continue;
+            }
+            let env = leader::Env {
+                store,
+                options: &self.scenario.leader,
+                links,
+                registry: &leading.registry,
+                sleeper: &leading.sleeper,
+                now,
+            };
+            leader::regain::pass(env);
+            if !store.is_regaining() {
+                self.has_regained(number);
+            }
+        }
+    }
+
+    /// Ends a leader's wait, whoever was to come.
+    pub(super) fn end_regain(&mut self, number: usize) {
+        let Node { store, links, .. } = &self.nodes[number];
+        if store.is_regaining() {
+            store.end_regain().unwrap();
+            store.set_read_only(links.superseded_by_epoch().is_some());
+            self.has_regained(number);
+        }
+    }
+
+    fn has_regained(&mut self, number: usize) {
+        self.trace(|| format!("node {number} leads again"));
+        self.nodes[number].has_regained(&mut self.histories);
+        // Links that waited for this are answered now.
+        for node in 0..self.nodes.len() {
+            let shared: Vec<_> = match &self.nodes[node].role {
+                Role::Follower { leader, lanes } if *leader == number => {
+                    let (held, other) = (&self.nodes[node].store, &self.nodes[number].store);
+                    lanes.iter().map(|lane| self.histories.shared(held, other, lane.shard)).collect()
+                }
+                _ => continue,
+            };
+            let Node { store, role, .. } = &mut self.nodes[node];
+            let Role::Follower { lanes, .. } = role else { continue };
+            for (lane, shared) in lanes.iter_mut().zip(shared) {
+                let watermark = store.progress(lane.shard).seq;
+                let is_emptied =
+                    lane.end.is_some() && shared == Seq::ZERO && watermark.min(lane.shared) != shared;
+                self.empty_hellos += u64::from(is_emptied);
+                lane.shared = shared;
+            }
+        }
+    }
+}
