@@ -24,6 +24,8 @@ pub mod slot;
 pub mod stop;
 pub mod store;
 pub mod units;
+#[doc(hidden)]
+pub mod wal;
 pub mod wire;
 
 #[cfg(feature = "server")]

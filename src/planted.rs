@@ -46,6 +46,16 @@ pub enum Bug {
     RegainedThoughOlder,
     /// After an OS crash a leader says that it shares with followers all that it has.
     RegainedTooHigh,
+    /// The log is cut before the slots that it covers are durable.
+    LogCutBeforeSync,
+    /// What was appended to the log is called durable before its sync.
+    AckBeforeSync,
+    /// After a power cut seqs are given out again.
+    SeqReused,
+    /// A frame of the log is taken without a look at its checksum.
+    TornFrameAccepted,
+    /// After a failed sync of the log another one is tried.
+    RetryAfterFailedSync,
 }
 
 #[cfg(feature = "planted-bugs")]

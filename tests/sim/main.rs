@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may end this way")]
 
 mod history;
+mod log;
 mod network;
 mod nodes;
 mod peers;

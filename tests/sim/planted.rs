@@ -2,11 +2,13 @@
 //!
 //! `cargo test --features planted-bugs --test sim -- planted`
 
+use std::any::Any;
+use std::panic::catch_unwind;
 use std::sync::Once;
 
 use slotstream::planted::{Bug, is_any_planted, plant};
 
-use crate::try_run;
+use crate::{log, try_run};
 
 const SEEDS_MAX: u64 = 500;
 
@@ -29,9 +31,22 @@ fn assert_found(bug: Bug) {
     let found = (0..SEEDS_MAX).find_map(|seed| try_run(seed).err().map(|failure| (seed, failure)));
     plant(None);
     let Some((seed, failure)) = found else { panic!("{bug:?} was not found in {SEEDS_MAX} seeds") };
+    println!("{bug:?} found by seed {seed}: {}", text_of(&*failure));
+}
+
+/// A bug that a test on the simulated disk finds.
+fn assert_found_by(bug: Bug, test: fn()) {
+    silence_wanted_panics();
+    plant(Some(bug));
+    let ended = catch_unwind(test);
+    plant(None);
+    let Err(failure) = ended else { panic!("{bug:?} was not found") };
+    println!("{bug:?} found: {}", text_of(&*failure));
+}
+
+fn text_of(failure: &(dyn Any + Send)) -> &str {
     let text = failure.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| failure.downcast_ref::<&str>().copied()).unwrap_or("(no text)");
-    println!("{bug:?} found by seed {seed}: {text}");
+    text.or_else(|| failure.downcast_ref::<&str>().copied()).unwrap_or("(no text)")
 }
 
 macro_rules! planted {
@@ -61,4 +76,19 @@ planted! {
     what_was_given_back_is_forgotten: RegainedForgotten,
     what_is_given_back_is_taken_though_older: RegainedThoughOlder,
     new_term_is_cut_too_high: RegainedTooHigh,
+}
+
+#[test]
+fn log_is_called_durable_before_its_sync() {
+    assert_found_by(Bug::AckBeforeSync, log::all_lives);
+}
+
+#[test]
+fn torn_frame_is_accepted() {
+    assert_found_by(Bug::TornFrameAccepted, log::all_lives);
+}
+
+#[test]
+fn failed_sync_is_tried_again() {
+    assert_found_by(Bug::RetryAfterFailedSync, log::all_lives);
 }

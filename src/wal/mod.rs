@@ -1,0 +1,457 @@
+//! Floor 2: the write-ahead log, one per store: what shards' slots are healed from after a power cut.
+//!
+//! The log is a run of frames in segments. Whoever owns it appends frames, writes them out, makes them durable,
+//! and cuts the log where the slots themselves have become durable. It is read once, when a store is opened.
+//!
+//! Always true:
+//! - a position only rises; a frame is good at its own position only, so nothing old is taken for new;
+//! - a segment's header is durable before its first frame is written, and its file's blocks are allocated and
+//!   zeroed before that, so that a sync writes bytes and no metadata;
+//! - nothing is used again before the checkpoint that gives it up is durable;
+//! - after the first failed write or sync the log takes nothing more, and does not try again.
+//!
+//! [`codec`] has the formats, [`read`] what is found at opening, [`disk`] what lies below; [`simulated`] is a disk
+//! that loses what a power cut may lose.
+
+pub mod codec;
+pub mod disk;
+pub mod read;
+pub mod simulated;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::planted::{Bug, is_planted};
+use crate::slot::ShardIndex;
+
+use codec::{
+    CHECKPOINT_FILE_SIZE, CHECKPOINT_OFFSETS, Checkpoint, FRAME_HEADER_SIZE, FRAMES_OFFSET, segment_header,
+};
+pub use codec::{Frame, Kind, Position};
+use disk::{CHECKPOINT_FILE, Disk};
+use read::{Survey, walk};
+
+/// Smallest segment: the largest record must fit.
+pub const SEGMENT_SIZE_MIN: u32 = 128 << 10;
+
+/// Why the log does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The system refused. Nothing is known of what was written: the log takes nothing more.
+    #[error("log file {file}: cannot {action}: {error}")]
+    Io {
+        /// Number of the file; 0 is the checkpoint.
+        file: u32,
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// An earlier write or sync failed.
+    #[error("the log has failed before and takes nothing more")]
+    Failed,
+    /// The disk has no room for the next segment. Nothing was lost: it can be tried again.
+    #[error("no space for the log's next segment: {error}")]
+    NoSpace {
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The log is as large as it may be: it has to be cut first.
+    #[error("the log has its {segments_max} segments and must be cut first")]
+    Full {
+        /// Segments that it may have.
+        segments_max: u32,
+    },
+    /// Written by another release.
+    #[error("log file {file}: format version is {found}, this build reads {}", codec::FORMAT_VERSION)]
+    Version {
+        /// Number of the file.
+        file: u32,
+        /// Version stated.
+        found: u32,
+    },
+    /// Belongs to another store.
+    #[error("log file {file}: belongs to store {found}, wanted {wanted}")]
+    Store {
+        /// Number of the file.
+        file: u32,
+        /// Store stated.
+        found: Uuid,
+        /// This store.
+        wanted: Uuid,
+    },
+    /// There are segments, but no checkpoint says where they begin.
+    #[error("the log's checkpoint is damaged or missing")]
+    Checkpoint,
+    /// A segment that is needed is not there.
+    #[error("log segment {segment} is missing")]
+    Missing {
+        /// Its number.
+        segment: u32,
+    },
+    /// What was durable is no frame any more.
+    #[error("log segment {segment} is damaged at offset {offset}, before what was made durable")]
+    Damaged {
+        /// Its number.
+        segment: u32,
+        /// Where the damage begins.
+        offset: u32,
+    },
+}
+
+/// How a log is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct LogOptions {
+    /// The store it belongs to.
+    pub store_id: Uuid,
+    /// Bytes of a segment, at least [`SEGMENT_SIZE_MIN`].
+    pub segment_size: u32,
+    /// Segments that the log may have.
+    pub segments_max: u32,
+}
+
+/// How much of a log is visited when it is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replay {
+    /// All that the slots may lack after a power cut.
+    Whole,
+    /// The last commit group, which a killed process may have made durable and not put into its slots.
+    Tail,
+}
+
+/// A file in use as a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Segment {
+    number: u32,
+    file: u32,
+    size: u64,
+}
+
+/// The log's writing end.
+pub struct Log {
+    disk: Arc<dyn Disk>,
+    options: LogOptions,
+    checkpoint: Checkpoint,
+    /// From the one with the cut to the one being written, oldest first.
+    live: VecDeque<Segment>,
+    /// Prepared to be the next one.
+    spare: Option<Segment>,
+    /// Files of the right size that hold nothing needed.
+    idle: Vec<u32>,
+    files_end: u32,
+    highest: u32,
+    /// Frames that are not written yet; they end at `end`.
+    buffer: Vec<u8>,
+    end: Position,
+    durable: Position,
+    /// Files that were written since they were synced.
+    unsynced: Vec<u32>,
+    has_failed: bool,
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Log")
+            .field("cut", &self.checkpoint.cut)
+            .field("durable", &self.durable)
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Log {
+    /// Opens the disk's log, or makes one. `visit` gets the frames from the cut or the tail on, in order. What
+    /// lies behind the end, which no durable mark covers, is dropped. Nothing is appended before [`Log::resume`] or
+    /// [`Log::begin_anew`].
+    pub fn open<E: From<LogError>>(
+        disk: Arc<dyn Disk>,
+        options: LogOptions,
+        replay: Replay,
+        visit: impl FnMut(Frame<'_>) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        assert!(options.segment_size >= SEGMENT_SIZE_MIN, "a segment has room for the largest record");
+        let mut survey = Survey::new(&*disk, options.store_id)?;
+        let checkpoint = match survey.checkpoint {
+            Some(checkpoint) => checkpoint,
+            None => create_checkpoint(&*disk, &options, &survey)?,
+        };
+        let (live, dead): (Vec<_>, Vec<_>) =
+            survey.segments.drain(..).partition(|segment| segment.number >= checkpoint.cut.segment());
+        survey.idle.extend(dead.iter().map(|segment| (segment.file, segment.size)));
+        let last = live.last().map_or(0, |segment| segment.number);
+        let from = match replay {
+            Replay::Whole => checkpoint.cut,
+            // A group is smaller than a segment, and the newest one may be prepared but empty.
+            Replay::Tail => checkpoint.cut.max(Position::start(last.saturating_sub(2))),
+        };
+        let end = walk(&*disk, &live, from, visit)?;
+        let size = u64::from(options.segment_size);
+        let (idle, useless): (Vec<_>, Vec<_>) = survey.idle.iter().partition(|idle| idle.1 == size);
+        // Not wanted and not in the way: another opening may have more luck with them.
+        useless.iter().for_each(|(file, _)| drop(disk.remove(*file)));
+        Ok(Self {
+            disk,
+            options,
+            checkpoint,
+            live: live.into(),
+            spare: None,
+            idle: idle.iter().map(|idle| idle.0).collect(),
+            files_end: survey.files_end,
+            highest: survey.highest.max(checkpoint.cut.segment().saturating_sub(1)),
+            buffer: Vec::new(),
+            end,
+            durable: checkpoint.cut,
+            unsynced: Vec::new(),
+            has_failed: false,
+        })
+    }
+
+    /// Goes on at the end that was found: only where nothing was lost since that was written.
+    pub fn resume(&mut self) -> Result<(), LogError> {
+        let end = self.end;
+        let current = self.live.iter().position(|segment| segment.number == end.segment());
+        match (current, self.live.len()) {
+            (Some(current), len) if current + 2 >= len => {
+                self.spare = if current + 2 == len { self.live.pop_back() } else { None };
+            }
+            (None, 0) if end.offset() == FRAMES_OFFSET => {
+                let first = self.prepare(end.segment())?;
+                self.live.push_back(first);
+            }
+            _ => return Err(LogError::Damaged { segment: end.segment(), offset: end.offset() }),
+        }
+        // What a killed process wrote and did not sync counts from now on.
+        self.unsynced = self.live.iter().map(|segment| segment.file).collect();
+        self.sync_files()
+    }
+
+    /// Gives up all that there is, and begins in a new segment. The caller has made the slots durable that hold
+    /// it. What lies behind the end is as if it had never been written.
+    pub fn begin_anew(&mut self) -> Result<(), LogError> {
+        let number = self.highest + 1;
+        let first = self.prepare(number)?;
+        self.live.push_back(first);
+        self.end = Position::start(number);
+        self.durable = self.end;
+        self.cut(self.end)
+    }
+
+    /// The largest payload of a frame.
+    #[must_use]
+    pub fn payload_size_max(&self) -> usize {
+        (self.options.segment_size - FRAMES_OFFSET) as usize - 2 * FRAME_HEADER_SIZE
+    }
+
+    /// Where the next frame goes.
+    #[must_use]
+    pub fn end(&self) -> Position {
+        self.end
+    }
+
+    /// Everything before this position is durable.
+    #[must_use]
+    pub fn durable(&self) -> Position {
+        self.durable
+    }
+
+    /// Where a replay would begin.
+    #[must_use]
+    pub fn cut_position(&self) -> Position {
+        self.checkpoint.cut
+    }
+
+    /// Segments that hold what the slots may lack, and those that there may be.
+    #[must_use]
+    pub fn fill(&self) -> (u32, u32) {
+        (u32::try_from(self.live.len()).unwrap_or(u32::MAX), self.options.segments_max)
+    }
+
+    /// Appends a frame. It is not written before [`Log::write`] or a new segment. On [`LogError::Full`] and
+    /// [`LogError::NoSpace`] nothing has changed.
+    pub fn append(
+        &mut self,
+        shard: ShardIndex,
+        epoch: u64,
+        kind: Kind,
+        payload: &[u8],
+    ) -> Result<(), LogError> {
+        assert!(payload.len() <= self.payload_size_max(), "a payload fits into a segment");
+        if self.has_failed {
+            return Err(LogError::Failed);
+        }
+        let size = Frame::size(payload.len());
+        if size + FRAME_HEADER_SIZE > self.room() {
+            self.roll()?;
+        }
+        self.push(&Frame { position: self.end, durable: self.durable, epoch, shard, kind, payload });
+        Ok(())
+    }
+
+    fn push(&mut self, frame: &Frame<'_>) {
+        frame.write(&mut self.buffer);
+        let size =
+            u32::try_from(Frame::size(frame.payload.len())).expect("a frame is smaller than a segment");
+        self.end = Position::new(self.end.segment(), self.end.offset() + size);
+    }
+
+    /// Bytes left in the current segment.
+    fn room(&self) -> usize {
+        let size = self.live.back().map_or(0, |segment| segment.size);
+        usize::try_from(size.saturating_sub(self.end.offset().into())).unwrap_or(usize::MAX)
+    }
+
+    /// Goes on in the next segment.
+    fn roll(&mut self) -> Result<(), LogError> {
+        let next = match self.spare.take() {
+            Some(spare) => spare,
+            None if self.is_full() => return Err(LogError::Full { segments_max: self.options.segments_max }),
+            None => self.prepare(self.end.segment() + 1)?,
+        };
+        // There is room: every frame leaves it.
+        let (position, durable) = (self.end, self.durable);
+        self.push(&Frame {
+            position,
+            durable,
+            epoch: 0,
+            shard: ShardIndex(0),
+            kind: Kind::End,
+            payload: &[],
+        });
+        self.write()?;
+        self.live.push_back(next);
+        self.end = Position::start(next.number);
+        Ok(())
+    }
+
+    /// Makes a file the segment of this number: durable, and empty.
+    fn prepare(&mut self, number: u32) -> Result<Segment, LogError> {
+        let size = u64::from(self.options.segment_size);
+        let file = match self.idle.pop() {
+            Some(file) => file,
+            None => {
+                let file = self.files_end;
+                match self.disk.create(file, size) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                        return Err(LogError::NoSpace { error });
+                    }
+                    Err(error) => return Err(self.fail(file, "make a segment", error)),
+                }
+                self.files_end += 1;
+                file
+            }
+        };
+        let header = segment_header(self.options.store_id, number);
+        let written = self.disk.write(file, 0, &header).and_then(|()| self.disk.sync(file));
+        written.map_err(|error| self.fail(file, "prepare a segment", error))?;
+        self.highest = self.highest.max(number);
+        Ok(Segment { number, file, size })
+    }
+
+    /// Keeps one segment in reserve, so that the next roll waits for nothing. Call it when there is time.
+    pub fn keep_a_spare(&mut self) -> Result<(), LogError> {
+        if self.spare.is_none() && !self.is_full() && !self.has_failed {
+            self.spare = Some(self.prepare(self.end.segment() + 1)?);
+        }
+        Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        self.live.len() >= self.options.segments_max as usize
+    }
+
+    /// Hands what was appended to the system.
+    pub fn write(&mut self) -> Result<(), LogError> {
+        if self.has_failed {
+            return Err(LogError::Failed);
+        }
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let current = self.live.back().expect("a log that was begun has a segment").file;
+        let offset = self.end.offset() as usize - self.buffer.len();
+        if let Err(error) = self.disk.write(current, offset as u64, &self.buffer) {
+            return Err(self.fail(current, "write", error));
+        }
+        self.buffer.clear();
+        if self.unsynced.last() != Some(&current) {
+            self.unsynced.push(current);
+        }
+        Ok(())
+    }
+
+    /// Makes everything appended so far durable.
+    pub fn sync(&mut self) -> Result<Position, LogError> {
+        self.write()?;
+        self.sync_files()?;
+        Ok(self.durable)
+    }
+
+    fn sync_files(&mut self) -> Result<(), LogError> {
+        if is_planted(Bug::AckBeforeSync) {
+            self.durable = self.end;
+            return Ok(());
+        }
+        for file in std::mem::take(&mut self.unsynced) {
+            if let Err(error) = self.disk.sync(file) {
+                return Err(self.fail(file, "sync", error));
+            }
+        }
+        self.durable = self.end;
+        Ok(())
+    }
+
+    /// Gives up what lies before `position`: the slots hold it durably. What lies behind must be durable itself.
+    pub fn cut(&mut self, position: Position) -> Result<(), LogError> {
+        assert!(position <= self.durable, "the log is cut where it is durable");
+        if self.has_failed {
+            return Err(LogError::Failed);
+        }
+        let checkpoint = Checkpoint { counter: self.checkpoint.counter + 1, cut: position };
+        write_checkpoint(&*self.disk, &self.options, &checkpoint)
+            .map_err(|error| self.fail(CHECKPOINT_FILE, "write the checkpoint", error))?;
+        self.checkpoint = checkpoint;
+        while let Some(first) = self.live.front().copied().filter(|first| first.number < position.segment()) {
+            self.live.pop_front();
+            if first.size == u64::from(self.options.segment_size) {
+                self.idle.push(first.file);
+            } else {
+                // Of another size, from before an option was changed. That it is there does no harm.
+                drop(self.disk.remove(first.file));
+            }
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, file: u32, action: &'static str, error: io::Error) -> LogError {
+        self.has_failed = !is_planted(Bug::RetryAfterFailedSync);
+        LogError::Io { file, action, error }
+    }
+}
+
+fn create_checkpoint(disk: &dyn Disk, options: &LogOptions, survey: &Survey) -> Result<Checkpoint, LogError> {
+    // It is made before the first segment; a segment without it has lost it.
+    if !survey.segments.is_empty() {
+        return Err(LogError::Checkpoint);
+    }
+    let error = |error| LogError::Io { file: CHECKPOINT_FILE, action: "make the checkpoint", error };
+    if survey.has_checkpoint_file {
+        // Its making was cut off.
+        disk.remove(CHECKPOINT_FILE).map_err(error)?;
+    }
+    disk.create(CHECKPOINT_FILE, CHECKPOINT_FILE_SIZE).map_err(error)?;
+    let checkpoint = Checkpoint { counter: 1, cut: Position::start(1) };
+    write_checkpoint(disk, options, &checkpoint).map_err(error)?;
+    Ok(checkpoint)
+}
+
+fn write_checkpoint(disk: &dyn Disk, options: &LogOptions, checkpoint: &Checkpoint) -> io::Result<()> {
+    let offset = CHECKPOINT_OFFSETS[usize::from(checkpoint.counter.is_multiple_of(2))];
+    disk.write(CHECKPOINT_FILE, offset, &checkpoint.encode(options.store_id))?;
+    disk.sync(CHECKPOINT_FILE)
+}
