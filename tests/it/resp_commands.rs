@@ -222,6 +222,7 @@ fn config_set_takes_all_of_it_or_none() {
             "sync-level none maxmemory 100",
             "Unknown option or number of arguments for CONFIG SET - 'maxmemory'",
         ),
+        ("min-followers-max-lag 7", "wanted a time"),
         ("min-replicas-to-write -1", "couldn't be parsed into an integer"),
         ("reads-while-syncing maybe", "must be 'yes' or 'no'"),
         ("sync-level", "wrong number of arguments for 'config|set'"),
@@ -233,6 +234,8 @@ fn config_set_takes_all_of_it_or_none() {
     assert_eq!(client.ask("config set min-slaves-to-write 2 min-replicas-max-lag 7"), "+OK\r\n");
     assert_eq!(get(&mut client, "min-replicas-to-write"), "2");
     assert_eq!(get(&mut client, "min-slaves-max-lag"), "7");
+    assert_eq!(client.ask("config set min-followers-max-lag 500ms"), "+OK\r\n");
+    assert_eq!(get(&mut client, "min-followers-max-lag"), "500ms");
     // It holds from the next command of the same pipeline on.
     client.send(
         &[

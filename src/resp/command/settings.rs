@@ -16,7 +16,7 @@ struct Setting {
     set: fn(&mut Demands, &str) -> Result<(), &'static str>,
 }
 
-const SETTINGS: [Setting; 6] = [
+const SETTINGS: [Setting; 7] = [
     Setting {
         names: &["min-replicas-to-write", "min-slaves-to-write", "min-followers-to-write"],
         get: |demands| demands.followers_min.to_string(),
@@ -28,6 +28,12 @@ const SETTINGS: [Setting; 6] = [
         set: |demands, text| {
             number(text).map(|seconds| demands.followers_lag_max = Duration::from_secs(seconds as u64))
         },
+    },
+    // As the flag of this name has it: with a unit, and finer than Redis's whole seconds.
+    Setting {
+        names: &["min-followers-max-lag"],
+        get: |demands| format!("{}ms", demands.followers_lag_max.as_millis()),
+        set: |demands, text| duration(text).map(|found| demands.followers_lag_max = found),
     },
     Setting {
         names: &["sync-level"],
@@ -47,10 +53,7 @@ const SETTINGS: [Setting; 6] = [
     Setting {
         names: &["sync-timeout"],
         get: |demands| format!("{}ms", demands.sync_timeout.as_millis()),
-        set: |demands, text| {
-            demands.sync_timeout = units::parse_duration(text).map_err(|_| "wanted a time such as 500ms")?;
-            Ok(())
-        },
+        set: |demands, text| duration(text).map(|found| demands.sync_timeout = found),
     },
     Setting {
         names: &["reads-while-syncing", "replica-serve-stale-data", "slave-serve-stale-data"],
@@ -68,6 +71,10 @@ const SETTINGS: [Setting; 6] = [
 
 fn number(text: &str) -> Result<usize, &'static str> {
     text.parse::<u32>().map(|found| found as usize).map_err(|_| "argument couldn't be parsed into an integer")
+}
+
+fn duration(text: &str) -> Result<Duration, &'static str> {
+    units::parse_duration(text).map_err(|_| "wanted a time such as 500ms")
 }
 
 fn level_name(level: Option<Level>) -> &'static str {
