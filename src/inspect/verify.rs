@@ -73,7 +73,7 @@ pub fn check(directory: &Path, json: bool, out: &mut impl Write) -> Result<Verdi
             if report.good {
                 "every checksum, index and free list is right".to_owned()
             } else {
-                format!("NOT right ({} damaged slots)", report.damaged_count)
+                format!("NOT right (damaged slots: {})", report.damaged_count)
             }
         )?;
     }

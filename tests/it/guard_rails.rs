@@ -1,7 +1,9 @@
 //! A follower keeps its data from leaders that would take them away, says why, and gives in only when
 //! somebody says so by hand.
 
-use crate::harness::{Node, PATIENCE, assert_equal, run, stderr, stdout, wait_in_sync, wait_until};
+use crate::harness::{
+    ANY_PORTS, Node, PATIENCE, assert_equal, run, stderr, stdout, wait_in_sync, wait_until,
+};
 use crate::rewind::copy_directory;
 use crate::roles_at_run_time::{SIZES, info, replicaof, set};
 
@@ -243,4 +245,50 @@ fn a_leader_that_takes_followers_at_another_port_is_found() {
     leader.restart();
     wait_in_sync(&leader, &follower);
     assert_eq!(leader.metric("slotstream_full_scans_total"), 0.0);
+}
+
+/// A leader must not serve damage, and nobody else has what it holds beyond its followers: somebody decides.
+/// What is asked of them is the README's: promote, follow, switch back.
+#[test]
+fn a_damaged_leader_is_healed_by_the_follower_that_took_over() {
+    let root = tempfile::tempdir().expect("temp dir");
+    let (a, b) = (root.path().join("a"), root.path().join("b"));
+    let mut leader = Node::leader(&a, SIZES);
+    let mut other = Node::follower(&b, &leader, &[]);
+    set(&leader, 0..100, "precious");
+    wait_in_sync(&leader, &other);
+    assert!(leader.terminate().0.success());
+    let file = a.join("shards").join("0001.slots");
+    let mut bytes = std::fs::read(&file).expect("a shard file");
+    // Not the redo record, which comes first, and not the last write, which that would heal.
+    let values = bytes.windows(8).enumerate().filter(|(_, window)| *window == b"precious");
+    let in_a_value = values.map(|(position, _)| position).nth(10).expect("a record");
+    bytes[in_a_value] ^= 1;
+    std::fs::write(&file, &bytes).expect("written");
+    drop(leader);
+    let verify = run(&["verify", &a.to_string_lossy()]);
+    assert_eq!(verify.status.code(), Some(1));
+    assert!(stdout(&verify).contains("damaged slots: 1"), "{}", stdout(&verify));
+    let refused = run(&[&["leader", "--data-dir", &a.to_string_lossy()][..], &ANY_PORTS].concat());
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("is damaged (1 in this shard)"), "{}", stderr(&refused));
+
+    assert!(promote(&other, &[]).status.success());
+    set(&other, 100..110, "precious");
+    let mut back = Node::follower(&a, &other, &[]);
+    wait_in_sync(&other, &back);
+    assert_eq!(back.metric("slotstream_slots_damaged"), 0.0);
+    let sent = other.metric("slotstream_scan_slots_sent_total");
+    assert!(sent > 0.0 && sent < 100.0, "{sent} slots were sent, wanted what is damaged or new");
+    let (from, to) = (other.ports.listen.to_string(), back.ports.listen.to_string());
+    let switched = run(&["switchover", &from, "--to", &to]);
+    assert!(switched.status.success(), "{}", stderr(&switched));
+    wait_in_sync(&back, &other);
+    for key in 0..110 {
+        assert_eq!(back.client().call(&["GET", &format!("key-{key}")]).text(), "precious");
+    }
+    for node in [&mut other, &mut back] {
+        assert!(node.terminate().0.success());
+    }
+    assert_equal(&a, &b);
 }
