@@ -188,7 +188,7 @@ impl Region {
 
     /// What heap words are after a power cut: what is on their disk.
     #[must_use]
-    pub fn reread(&self) -> Option<Self> {
+    pub fn after_power_cut(&self) -> Option<Self> {
         let Backing::Heap { disk, .. } = &self.memory.backing else { return None };
         let mut disk = disk.lock().clone()?;
         disk.resize(self.len, 0);

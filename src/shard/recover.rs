@@ -364,7 +364,7 @@ impl Shard {
     /// What a power cut leaves of heap memory, as far as it has a disk.
     #[must_use]
     pub fn region_on_disk(&self) -> Region {
-        let Some(mut region) = self.region.reread() else { return self.copy_region() };
+        let Some(mut region) = self.region.after_power_cut() else { return self.copy_region() };
         for offset in (0..self.slots_formatted()).map(|slot| self.slot_offset(SlotIndex(slot))) {
             // An allocation is on the disk before it is used.
             if read_u64(region.bytes(offset, 8), 0) == 0 {
