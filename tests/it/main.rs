@@ -15,6 +15,7 @@ mod http;
 mod levels;
 mod load;
 mod network;
+mod regain;
 mod resp_clients;
 mod resp_commands;
 mod resp_differential;

@@ -5,7 +5,7 @@
 //! lets one node lead all others, and asserts that everything converges. Invariants are checked along the
 //! way, after every receive of a follower.
 
-mod power;
+mod faults;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -349,50 +349,6 @@ impl World {
         for node in 0..self.nodes.len() {
             for lane in 0..self.nodes[node].lanes().len() {
                 self.follower_turn(node, lane);
-            }
-        }
-    }
-
-    fn fault(&mut self, step: usize) {
-        match self.random.below(8) {
-            0..3 => {
-                if let Some(connection) = self.a_connection() {
-                    self.trace(|| format!("{step}: cut a connection"));
-                    connection.cut();
-                }
-            }
-            3 => {
-                if let Some(connection) = self.a_connection() {
-                    self.trace(|| format!("{step}: freeze a connection"));
-                    connection.freeze();
-                }
-            }
-            4 => {
-                // The follower goes away and may come back before the leader notices.
-                if let Some((node, lane)) = self.a_lane()
-                    && let Some((_, connection)) = self.nodes[node].lanes()[lane].end.take()
-                {
-                    self.trace(|| format!("{step}: node {node} drops lane {lane} without a word"));
-                    connection.freeze();
-                }
-            }
-            _ => {
-                let node = self.random.below(self.nodes.len());
-                self.trace(|| format!("{step}: restart node {node}"));
-                self.restart(node);
-            }
-        }
-    }
-
-    fn restart(&mut self, node: usize) {
-        let node = &mut self.nodes[node];
-        let is_orderly = self.random.percent(20);
-        node.restart(&mut self.histories, is_orderly);
-        let Node { store, role, name, .. } = node;
-        if let Role::Follower { lanes, .. } = role {
-            for lane in lanes {
-                let found = store.progress(lane.shard).seq;
-                assert_eq!(found, lane.watermark, "{name}: watermark after a restart");
             }
         }
     }

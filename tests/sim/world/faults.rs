@@ -1,4 +1,5 @@
-//! Power cuts of leaders: what is lost, who gives it back, and what the new term must hold.
+//! What goes wrong: connections that end or hang, restarts, and power cuts of leaders, with what is lost
+//! in them, who gives it back, and what the new term must hold.
 
 use slotstream::{Seq, ShardIndex, leader};
 
@@ -6,6 +7,50 @@ use super::World;
 use crate::nodes::{Node, Role};
 
 impl World {
+    pub(super) fn fault(&mut self, step: usize) {
+        match self.random.below(8) {
+            0..3 => {
+                if let Some(connection) = self.a_connection() {
+                    self.trace(|| format!("{step}: cut a connection"));
+                    connection.cut();
+                }
+            }
+            3 => {
+                if let Some(connection) = self.a_connection() {
+                    self.trace(|| format!("{step}: freeze a connection"));
+                    connection.freeze();
+                }
+            }
+            4 => {
+                // The follower goes away and may come back before the leader notices.
+                if let Some((node, lane)) = self.a_lane()
+                    && let Some((_, connection)) = self.nodes[node].lanes()[lane].end.take()
+                {
+                    self.trace(|| format!("{step}: node {node} drops lane {lane} without a word"));
+                    connection.freeze();
+                }
+            }
+            _ => {
+                let node = self.random.below(self.nodes.len());
+                self.trace(|| format!("{step}: restart node {node}"));
+                self.restart(node);
+            }
+        }
+    }
+
+    fn restart(&mut self, node: usize) {
+        let node = &mut self.nodes[node];
+        let is_orderly = self.random.percent(20);
+        node.restart(&mut self.histories, is_orderly);
+        let Node { store, role, name, .. } = node;
+        if let Role::Follower { lanes, .. } = role {
+            for lane in lanes {
+                let found = store.progress(lane.shard).seq;
+                assert_eq!(found, lane.watermark, "{name}: watermark after a restart");
+            }
+        }
+    }
+
     /// A leader's machine loses power, and starts again. Sometimes nothing goes wrong from there on: then all
     /// that its followers have comes back.
     pub(super) fn cut_power(&mut self, step: usize) {

@@ -1,0 +1,62 @@
+//! A leader whose machine lost power gets its last writes back from its follower before it takes new ones.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::harness::{Node, Reply, assert_equal, wait_in_sync, wait_until};
+use crate::rewind::copy_directory;
+use crate::roles_at_run_time::{SIZES, set};
+
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Makes the headers of a directory's shards those of a machine that has started again since.
+fn forget_boot(directory: &Path) {
+    for entry in std::fs::read_dir(directory.join("shards")).expect("lists") {
+        let path = entry.expect("lists").path();
+        let mut bytes = std::fs::read(&path).expect("reads");
+        for copy in [256, 3584].map(|offset| offset..offset + 3200) {
+            let copy = &mut bytes[copy];
+            let size = 72 + 24 * usize::from(u16::from_le_bytes([copy[56], copy[57]]));
+            copy[24] ^= 0xFF;
+            let crc = crc32fast::hash(&copy[4..size]);
+            copy[..4].copy_from_slice(&crc.to_le_bytes());
+        }
+        std::fs::write(&path, bytes).expect("writes");
+    }
+}
+
+#[test]
+fn what_a_power_cut_took_comes_back_from_the_follower() {
+    let root = tempfile::tempdir().expect("temp dir");
+    let [a, b, older] = ["a", "b", "older"].map(|name| root.path().join(name));
+    let mut leader = Node::leader(&a, &[SIZES, &["--recover-from-followers", "20s"]].concat());
+    let mut follower = Node::follower(&b, &leader, &[]);
+    set(&leader, 0..500, "old");
+    wait_in_sync(&leader, &follower);
+    copy_directory(&a, &older);
+    set(&leader, 250..1_000, "new");
+    leader.client().call(&["DEL", "key-0"]);
+    wait_in_sync(&leader, &follower);
+    leader.kill();
+    std::fs::remove_dir_all(&a).expect("what was not on the disk is lost");
+    copy_directory(&older, &a);
+    forget_boot(&a);
+    leader.restart();
+    let regaining = || leader.metric("slotstream_regaining") != 0.0;
+    if regaining() {
+        let reply = leader.client().call(&["SET", "key-1", "too early"]).text();
+        assert!(reply.starts_with("LOADING") || !regaining(), "{reply}");
+    }
+    wait_until("the leader takes writes", DEADLINE, || !regaining() && leader.get("/readyz").0 == 200);
+    assert!(leader.metric("slotstream_slots_regained_total") >= 751.0, "{}", leader.log());
+    for (key, value) in [("key-10", "old"), ("key-250", "new"), ("key-999", "new")] {
+        assert_eq!(leader.client().call(&["GET", key]).text(), value);
+    }
+    assert_eq!(leader.client().call(&["EXISTS", "key-0"]), Reply::Integer(0));
+    set(&leader, 1_000..1_010, "later");
+    wait_in_sync(&leader, &follower);
+    assert_eq!(follower.metric("slotstream_writes_dropped_total"), 0.0);
+    assert!(follower.terminate().0.success());
+    assert!(leader.terminate().0.success());
+    assert_equal(&a, &b);
+}
