@@ -6,6 +6,9 @@ use slotstream::{Seq, ShardIndex, leader};
 use super::World;
 use crate::nodes::{Node, Role};
 
+/// A narrow connection takes many rounds for a batch.
+const ROUNDS_TO_REGAIN_MAX: usize = 3_000;
+
 impl World {
     pub(super) fn fault(&mut self, step: usize) {
         match self.random.below(8) {
@@ -64,7 +67,11 @@ impl World {
             return;
         }
         let owed = self.owed(number);
-        for _ in 0..100 {
+        for _ in 0..ROUNDS_TO_REGAIN_MAX {
+            let store = &self.nodes[number].store;
+            if owed.iter().all(|(shard, seq)| store.tail(*shard).is_none_or(|tail| tail >= *seq)) {
+                break;
+            }
             for node in 0..self.nodes.len() {
                 for lane in 0..self.nodes[node].lanes().len() {
                     self.connect(node, lane);
