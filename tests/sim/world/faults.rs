@@ -149,6 +149,12 @@ impl World {
     fn has_regained(&mut self, number: usize) {
         self.trace(|| format!("node {number} leads again"));
         self.nodes[number].has_regained(&mut self.histories);
+        let store = &self.nodes[number].store;
+        if store.shards().any(|shard| store.lineage(shard).last().unwrap().first_seq == 1) {
+            // Nothing is shared with whom waits on a link, be the follower still there or not.
+            let waiting = self.nodes[number].leading().map_or(0, |leading| leading.ends.len());
+            self.empty_hellos += waiting as u64;
+        }
         // Links that waited for this are answered now.
         for node in 0..self.nodes.len() {
             let shared: Vec<_> = match &self.nodes[node].role {
@@ -158,15 +164,7 @@ impl World {
                 }
                 _ => continue,
             };
-            let Node { store, role, .. } = &mut self.nodes[node];
-            let Role::Follower { lanes, .. } = role else { continue };
-            for (lane, shared) in lanes.iter_mut().zip(shared) {
-                let watermark = store.progress(lane.shard).seq;
-                let is_emptied =
-                    lane.end.is_some() && shared == Seq::ZERO && watermark.min(lane.shared) != shared;
-                self.empty_hellos += u64::from(is_emptied);
-                lane.shared = shared;
-            }
+            self.nodes[node].lanes().iter_mut().zip(shared).for_each(|(lane, shared)| lane.shared = shared);
         }
     }
 }
