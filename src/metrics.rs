@@ -79,7 +79,9 @@ metrics! {
     RING_USED_BYTES = Gauge "ring_used_bytes", "Bytes that wait in a link's ring.";
     RING_OVERFLOWS_TOTAL = Counter "ring_overflows_total", "Times a ring of this shard was full and its link fell back to a scan.";
 
-    SLOTS_DAMAGED = Gauge "slots_damaged", "Slots found damaged when the store was opened, and not healed since.";
+    SLOTS_DAMAGED = Gauge "slots_damaged", "Slots found damaged at opening or by the audit, and not healed since.";
+    SLOTS_AUDITED_TOTAL = Counter "slots_audited_total", "Slots checked in the background after an opening that read none.";
+    MISFITS_MENDED_TOTAL = Counter "misfits_mended_total", "Slots that the audit found the index, the free set or the digest not to fit, and put right.";
     CHECKSUM_ERRORS_TOTAL = Counter "checksum_errors_total", "Damaged slots found since the process started, by place.";
     SLOTS_CAPACITY = Gauge "slots_capacity", "Slots that a shard has formatted; it grows when they are used up.";
     SLOTS_USED = Gauge "slots_used", "Slots that hold a record.";

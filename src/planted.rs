@@ -36,6 +36,8 @@ pub enum Bug {
     IndexKeptInRewind,
     /// A scan's position is kept before its batch is applied.
     PositionTooEarly,
+    /// A digest is believed whatever its header says.
+    StaleDigestBelieved,
     /// A node takes an older epoch than one it has heard of.
     OlderEpochAccepted,
     /// A follower lets a leader's shard that never held anything empty its own.

@@ -142,6 +142,8 @@ fn publish_shards(view: &View, store: &Store) {
         gauge!(names::SLOTS_USED, "shard" => label.clone()).set(float(stats.slots_used));
         gauge!(names::SHARD_FILE_BYTES, "shard" => label.clone()).set(float(stats.file_bytes));
         counter!(names::RING_OVERFLOWS_TOTAL, "shard" => label.clone()).absolute(stats.ring_overflows);
+        counter!(names::SLOTS_AUDITED_TOTAL, "shard" => label.clone()).absolute(stats.slots_audited);
+        counter!(names::MISFITS_MENDED_TOTAL, "shard" => label.clone()).absolute(stats.misfits_mended);
         gauge!(names::SLOTS_DAMAGED, "shard" => label.clone()).set(float(stats.slots_damaged));
         counter!(names::WRITE_REJECTED_TOTAL, "reason" => "full", "shard" => label).absolute(stats.rejected);
     }

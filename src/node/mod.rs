@@ -9,6 +9,7 @@
 //! the role with its links, then the store's clean mark, then HTTP.
 
 mod accept;
+mod audit;
 mod limits;
 mod listen;
 mod log;
@@ -316,6 +317,7 @@ impl Base {
         let server = self.start_resp(common, &store, node)?;
         self.view.serve(Arc::clone(&store), shards, server.counters());
         let director = Director::start(parts, running, memory, self.stop.clone())?;
+        let audit = audit::start(&store, &self.stop).context("no thread for the audit")?;
         self.announce(common)?;
         let misfit = named.map(|leader| watch_for_misfit(leader, &store, &self.stop)).transpose()?;
         self.wait_for_stop();
@@ -323,6 +325,9 @@ impl Base {
         self.finish(&store, || {
             server.join();
             result = director.join();
+            if audit.is_some_and(|audit| audit.join().is_err()) {
+                tracing::error!("the audit has panicked");
+            }
         });
         // Not joined: it may still be waiting for an answer that nobody needs any more.
         result.and(misfit.and_then(|misfit| misfit.try_recv().ok()).map_or(Ok(()), Err))
@@ -474,6 +479,10 @@ fn log_store(store: &Store, directory: &Path, took: Duration) {
         took = ?took,
         "store open"
     );
+    let mut rebuilt = store.shards().filter_map(|shard| Some((shard, store.doubt(shard)?)));
+    if let Some((shard, doubt)) = rebuilt.next().filter(|_| !store.is_empty()) {
+        tracing::info!(shards = 1 + rebuilt.count(), "every slot was read, since in shard {shard} {doubt}");
+    }
     let damaged = store.damaged();
     for (shard, slot, error) in damaged.iter().take(10) {
         tracing::error!(%shard, %slot, %error, "damaged slot set aside");

@@ -20,6 +20,16 @@ fn split(index: u32) -> (usize, u64) {
 }
 
 impl FreeSet {
+    /// An empty set with room for the slots below `count`.
+    #[must_use]
+    pub fn with_room(count: u32) -> Self {
+        let mut free = Self::default();
+        if let Some(last) = count.checked_sub(1) {
+            free.reach(last);
+        }
+        free
+    }
+
     /// How many slots are free.
     #[must_use]
     pub fn len(&self) -> u32 {

@@ -5,7 +5,7 @@
 //! | offset | size | field             | meaning                                       |
 //! |-------:|-----:|-------------------|-----------------------------------------------|
 //! |      0 |    8 | magic             | `SLOTSTRM`                                    |
-//! |      8 |    4 | format version    | 1                                             |
+//! |      8 |    4 | format version    | 2                                             |
 //! |     12 |    2 | shard index       |                                               |
 //! |     14 |    2 | shard count       |                                               |
 //! |     16 |   16 | store id          | UUID, same in all shards and all followers    |
@@ -31,7 +31,8 @@
 //! |     56 |    2 | lineage length  | terms, 1 to 128                                    |
 //! |     58 |    6 | zero            |                                                    |
 //! |     64 |    8 | durable seq     | everything up to here survives a power cut         |
-//! |     72 | 24 n | lineage         | epoch u64, id u64, first seq u64; oldest first     |
+//! |     72 |    8 | session         | random name of the last opening, also in the digest |
+//! |     80 | 24 n | lineage         | epoch u64, id u64, first seq u64; oldest first     |
 //!
 //! Progress of a follower, two copies at 7168 and 7296, written in turn:
 //!
@@ -61,14 +62,15 @@ pub use crate::slot::lineage::Term;
 /// Bytes of the header.
 pub const HEADER_PAGE_SIZE: usize = 8192;
 /// Format that this build writes, and the only one it reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// Terms that a lineage holds; older ones are dropped.
 pub const LINEAGE_LEN_MAX: usize = 128;
 
 const MAGIC: [u8; 8] = *b"SLOTSTRM";
-const IDENTITY_SIZE: usize = 52;
+/// Bytes of the identity.
+pub const IDENTITY_SIZE: usize = 52;
 const STATE_OFFSETS: [usize; 2] = [256, 3584];
-const STATE_FIXED_SIZE: usize = 72;
+const STATE_FIXED_SIZE: usize = 80;
 const TERM_SIZE: usize = 24;
 const PROGRESS_OFFSETS: [usize; 2] = [7168, 7296];
 const PROGRESS_SIZE: usize = 56;
@@ -158,6 +160,8 @@ pub struct State {
     pub clean_seq: Option<Seq>,
     /// Everything up to here survives a power cut.
     pub durable_seq: Seq,
+    /// Random name of the last opening.
+    pub session: u64,
     /// Oldest first, never empty.
     pub lineage: Vec<Term>,
 }
@@ -320,6 +324,7 @@ impl State {
             put(copy, 56, &lineage_len.to_le_bytes());
             put(copy, 58, &[0; 6]);
             put(copy, 64, &self.durable_seq.0.to_le_bytes());
+            put(copy, 72, &self.session.to_le_bytes());
             for (place, term) in self.lineage.iter().enumerate() {
                 let words = [term.epoch, term.id, term.first_seq];
                 for (word, offset) in words.into_iter().zip([0, 8, 16]) {
@@ -357,6 +362,7 @@ impl State {
             device_id: read_u64(copy, 40),
             clean_seq: (clean_seq != NOT_CLOSED).then_some(Seq(clean_seq)),
             durable_seq: Seq(read_u64(copy, 64)),
+            session: read_u64(copy, 72),
             lineage: (0..usize::from(read_u16(copy, 56))).map(term).collect(),
         })
     }
@@ -425,6 +431,7 @@ mod tests {
             device_id: 5,
             clean_seq: None,
             durable_seq: Seq(50),
+            session: 0x5E,
             lineage: vec![Term { epoch: 1, id: 11, first_seq: 1 }, Term { epoch: 4, id: 12, first_seq: 77 }],
         }
     }

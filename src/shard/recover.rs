@@ -1,20 +1,23 @@
-//! Making, opening and checking a shard: everything derived comes from the slots themselves.
+//! Making, opening and taking over a shard. What is derived comes from the digest, if it is beyond doubt
+//! that it belongs to these slots, else from the slots themselves.
 
 use std::fmt;
 use std::io;
 use std::path::Path;
 
+use crate::planted::{Bug, is_planted};
 use crate::region::Region;
 use crate::slot::image::{RECORD_HEADER_SIZE, read_u32, read_u64};
-use crate::slot::{Seq, SlotError, SlotIndex, SlotView, Status};
+use crate::slot::{Geometry, Seq, SlotError, SlotIndex, SlotView, Status};
 
-use super::free::FreeSet;
-use super::header::{HEADER_PAGE_SIZE, HeaderError, Identity, Progress, State, Step, Term, slots_offset};
-use super::index::Index;
-use super::{BLOCK_SLOTS, Counts, REDO_OFFSET, Shard};
+use super::derived::Derived;
+use super::digest::{Doubt, digest_size};
+use super::header::{HEADER_PAGE_SIZE, HeaderError, Identity, Progress, State, Step, Term};
+use super::slots::Slots;
+use super::{PAGE_SIZE, REDO_OFFSET, Shard};
 
-// Damage is kept slot by slot up to here; beyond, the file as a whole is refused.
-const DAMAGED_LEN_MAX: usize = 10_000;
+/// Damage is kept slot by slot up to here; beyond, the file as a whole is refused.
+pub(super) const DAMAGED_LEN_MAX: usize = 10_000;
 
 /// The machine and device that a store is opened on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -34,6 +37,31 @@ pub enum Ending {
     ProcessCrash,
     /// The machine or its mount went away; what was written may be missing in any order.
     OsCrash,
+}
+
+/// What a shard lies in.
+#[derive(Debug)]
+pub struct Files {
+    /// Header and slots.
+    pub slots: Region,
+    /// What was kept of them.
+    pub digest: Region,
+}
+
+impl Files {
+    /// Slots of which nothing was kept.
+    #[must_use]
+    pub fn without_digest(slots: Region, geometry: &Geometry) -> Self {
+        let count_max = Shard::slot_count_max(geometry, slots.reserved());
+        Self { slots, digest: Region::heap(digest_size(0), digest_size(count_max)) }
+    }
+}
+
+impl State {
+    /// Whether this machine, since its start, was the last opener.
+    fn is_of(&self, host: Host) -> bool {
+        (self.boot_id, self.device_id) == (host.boot_id, host.device_id)
+    }
 }
 
 impl fmt::Display for Ending {
@@ -77,70 +105,87 @@ impl Shard {
             device_id: host.device_id,
             clean_seq: Some(Seq::ZERO),
             durable_seq: Seq::ZERO,
+            session: 0,
             lineage: vec![Term { epoch: 1, id: 0, first_seq: 1 }],
         };
-        let mut shard = Self::bare(region, identity, state)?;
-        let slots = (shard.region.len() - shard.slots_offset) / shard.stride;
-        shard.format_to(u32::try_from(slots).unwrap_or(u32::MAX - 1))?;
+        let slots = Slots::new(identity, region);
+        let digest = Region::heap(digest_size(0), digest_size(slots.count_max()));
+        let derived = Derived::new(&slots, 0, digest)?;
+        let count = (slots.region.len() - slots.start) / slots.stride;
+        let (progress, seq) = (Progress::default(), Seq::ZERO);
+        let mut shard = Self { slots, derived, state, progress, seq, doubt: None, tail: None };
+        shard.format_to(u32::try_from(count).unwrap_or(u32::MAX - 1))?;
         Ok(shard)
     }
 
-    fn bare(region: Region, identity: Identity, state: State) -> io::Result<Self> {
-        let (stride, slots_offset) = (identity.geometry.slot_stride(), slots_offset(&identity.geometry));
-        let slots_max = (region.reserved().saturating_sub(slots_offset) / stride).min(u32::MAX as usize);
-        let index = Index::new(state.slots_formatted as usize, slots_max)?;
-        Ok(Self {
-            identity,
-            stride,
-            slots_offset,
-            region,
-            blocks: vec![0; state.slots_formatted.div_ceil(BLOCK_SLOTS) as usize],
-            state,
-            progress: Progress::default(),
-            index,
-            free: FreeSet::default(),
-            seq: Seq::ZERO,
-            counts: Counts::default(),
-            damaged: Vec::new(),
-            twins: Vec::new(),
-            tail: None,
-        })
-    }
-
-    /// Opens the shard that a region holds and rebuilds what is derived from its slots. `visited` is
-    /// told of slots as they are read. Damaged slots are listed, not judged: the caller decides, and
-    /// calls [`Shard::take_over`] if it goes on.
+    /// Opens a shard: with what its digest says if that is beyond doubt on this host, else from its slots
+    /// alone; `visited` is told of slots as they are read. Damaged slots are listed, not judged: the caller
+    /// decides, and calls [`Shard::take_over`] if it goes on.
     pub fn open(
         path: &Path,
-        region: Region,
+        files: Files,
         identity: Identity,
+        host: Host,
         visited: impl Fn(u32),
     ) -> Result<Self, RecoverError> {
-        let page = region.bytes(0, HEADER_PAGE_SIZE);
-        let state = State::read(path, page)?;
+        let slots = Slots::new(identity, files.slots);
+        let page = slots.region.bytes(0, HEADER_PAGE_SIZE);
+        let mut state = State::read(path, page)?;
         let progress = Progress::read(path, page)?;
         let has_bad_copy = State::has_bad_copy(page);
-        let wanted = slots_offset(&identity.geometry)
-            + state.slots_formatted as usize * identity.geometry.slot_stride();
-        if region.len() < wanted {
-            let (found, wanted) = (region.len() as u64, wanted as u64);
+        let wanted = slots.offset(SlotIndex(state.slots_formatted));
+        if slots.region.len() < wanted {
+            let (found, wanted) = (slots.region.len() as u64, wanted as u64);
             return Err(HeaderError::Truncated { path: path.into(), found, wanted }.into());
         }
-        let mut shard = Self::bare(region, identity, state).map_err(RecoverError::Index)?;
-        shard.progress = progress;
         if has_bad_copy {
-            let counted = shard.slots_formatted();
-            shard.count_slots();
-            let found = shard.slots_formatted();
+            let counted = state.slots_formatted;
+            count_slots(&slots, &mut state);
+            let found = state.slots_formatted;
             tracing::warn!(path = %path.display(), counted, found, "a copy of the header's state is not valid");
         }
+        let count = state.slots_formatted;
+        let derived = Derived::new(&slots, count, files.digest).map_err(RecoverError::Index)?;
+        let mut shard = Self { slots, derived, state, progress, seq: Seq::ZERO, doubt: None, tail: None };
         shard.redo();
-        shard.rebuild(visited).map_err(RecoverError::Index)?;
-        if shard.damaged.len() > DAMAGED_LEN_MAX {
-            let (slot, error) = shard.damaged.swap_remove(0);
+        let doubt = if has_bad_copy { Err(Doubt::State) } else { shard.check_digest(host) };
+        match doubt {
+            Ok(()) => shard.derived.load(&shard.slots, count),
+            Err(_) => shard.derived.rebuild(&shard.slots, count, visited),
+        }
+        .map_err(RecoverError::Index)?;
+        shard.doubt = doubt.err();
+        shard.seq = shard.derived.last_seq(&shard.slots, count);
+        if shard.derived.damaged.len() > DAMAGED_LEN_MAX {
+            let (slot, error) = shard.derived.damaged.swap_remove(0);
             return Err(RecoverError::Damaged { slot, error });
         }
         Ok(shard)
+    }
+
+    /// Whether the digest is what the shard's last opening made of these very slots; then it is whole.
+    fn check_digest(&mut self, host: Host) -> Result<(), Doubt> {
+        let (State { session, slots_formatted: count, clean_seq, .. }, identity) =
+            (&self.state, &self.slots.identity);
+        let digest = &self.derived.digest;
+        match clean_seq {
+            _ if is_planted(Bug::StaleDigestBelieved) => {}
+            Some(_) => digest.check_closed(*session, identity, *count)?,
+            None if self.state.is_of(host) => digest.check_live(*session, identity, *count)?,
+            None => return Err(Doubt::OsCrash),
+        }
+        // The one change that a kill may have cut off, between slot and digest.
+        if let Some(slot) = self.redo_slot().filter(|_| clean_seq.is_none()) {
+            self.derived.refresh(&self.slots, self.state.slots_formatted, slot);
+        }
+        let found = self.derived.last_seq(&self.slots, self.state.slots_formatted);
+        if found > Seq::MAX {
+            return Err(Doubt::Contents);
+        }
+        match self.state.clean_seq {
+            Some(wanted) if wanted != found => Err(Doubt::Seq { found, wanted }),
+            _ => Ok(()),
+        }
     }
 
     /// Makes the shard this process's own; says how the last one ended. A leader's shard takes a new
@@ -159,20 +204,24 @@ impl Shard {
             self.distrust();
         } else if self.leads() {
             self.begin_term(self.epoch(), term_id);
-        } else if !self.damaged.is_empty() {
+        } else if !self.derived.damaged.is_empty() {
             // Not the leader's state at any seq until the leader has sent the damaged slots again.
             self.set_progress(Progress { consistent_at: Seq::MAX, ..self.progress });
         }
+        self.note_host(host, term_id);
+        // The mark of an orderly close, which says that slots and digest are whole and belong together, is
+        // gone from the disk before either changes: a power cut must not bring it back beside newer slots.
+        self.sync_header()?;
         if self.leads() {
             self.bury_twins();
         }
-        self.note_host(host);
-        // Before anything is written that a clean mark on the disk would not know of.
-        self.sync_header()?;
         Ok(ending)
     }
 
-    pub(super) fn note_host(&mut self, host: Host) {
+    /// From here on the file is this process's, and the digest is what it keeps of it.
+    pub(super) fn note_host(&mut self, host: Host, session: u64) {
+        self.derived.digest.begin(session, &self.slots.identity);
+        self.state.session = session;
         self.state.boot_id = host.boot_id;
         self.state.device_id = host.device_id;
         self.state.clean_seq = None;
@@ -181,11 +230,10 @@ impl Shard {
 
     fn ending(&self, host: Host) -> Ending {
         let state = &self.state;
-        let same_host = (state.boot_id, state.device_id) == (host.boot_id, host.device_id);
         match state.clean_seq {
             // The mark was written after all else was durable: it counts on any machine.
             Some(seq) if seq == self.seq => Ending::Clean,
-            _ if same_host => Ending::ProcessCrash,
+            _ if state.is_of(host) => Ending::ProcessCrash,
             _ => Ending::OsCrash,
         }
     }
@@ -203,194 +251,110 @@ impl Shard {
     /// A leader's key is in one slot. After an OS crash an older slot may hold it too, whose reuse was lost:
     /// it becomes a tombstone, or a later delete would bring its value back.
     pub(super) fn bury_twins(&mut self) {
-        for slot in std::mem::take(&mut self.twins) {
-            let Some(view) = self.peek(slot).filter(|view| view.status() == Status::Occupied) else {
-                continue;
-            };
-            let key = view.key().to_vec();
-            if self.find(self.geometry().place(&key).hash, &key) == Some(slot) {
+        for slot in std::mem::take(&mut self.derived.twins) {
+            let view = self.slots.peek(slot).filter(|view| view.status() == Status::Occupied);
+            let Some(key) = view.map(|view| view.key().to_vec()) else { continue };
+            let hash = self.geometry().place(&key).hash;
+            if self.find(hash, &key) == Some(slot) {
                 // It got another image meanwhile.
                 continue;
             }
-            self.free.insert(slot);
-            self.commit(slot, Status::Deleted, 0, &key, &[]);
+            self.derived.free.insert(slot);
+            self.commit(slot, Status::Deleted, 0, hash, &key, &[]);
         }
     }
 
-    /// Finds the slots that only a lost count knows: slots are made before they are counted.
-    fn count_slots(&mut self) {
-        let end = (self.region.len() - self.slots_offset) / self.stride;
-        while (self.slots_formatted() as usize) < end && self.view(SlotIndex(self.slots_formatted())).is_ok()
-        {
-            self.state.slots_formatted += 1;
-        }
-        self.blocks.resize(self.slots_formatted().div_ceil(BLOCK_SLOTS) as usize, 0);
+    /// The slot that the last change named.
+    fn redo_slot(&self) -> Option<SlotIndex> {
+        let slot = SlotIndex(read_u32(self.slots.region.bytes(REDO_OFFSET, RECORD_HEADER_SIZE), 0));
+        (slot.0 < self.slots_formatted()).then_some(slot)
     }
 
     /// Copies a whole redo record to its slot again, if the slot has not got it.
     fn redo(&mut self) {
-        let header = self.region.bytes(REDO_OFFSET, RECORD_HEADER_SIZE);
-        let (slot, size) = (SlotIndex(read_u32(header, 0)), read_u32(header, 4) as usize);
-        if size == 0 || size > self.geometry().image_size_max() || slot.0 >= self.slots_formatted() {
+        let Some(slot) = self.redo_slot() else { return };
+        let size = read_u32(self.slots.region.bytes(REDO_OFFSET, RECORD_HEADER_SIZE), 4) as usize;
+        if size == 0 || size > self.geometry().image_size_max() {
             return;
         }
-        let image = self.region.bytes(REDO_OFFSET + RECORD_HEADER_SIZE, size);
+        let image = self.slots.region.bytes(REDO_OFFSET + RECORD_HEADER_SIZE, size);
         let Ok(redo) = SlotView::check(self.geometry(), self.shard(), slot, image) else { return };
         if self.view(slot).is_ok_and(|view| view.seq() >= redo.seq()) {
             return;
         }
-        let target = self.slot_offset(slot);
-        self.region.copy(REDO_OFFSET + RECORD_HEADER_SIZE, target, size);
-    }
-
-    fn rebuild(&mut self, visited: impl Fn(u32)) -> io::Result<()> {
-        for slot in (0..self.slots_formatted()).rev().map(SlotIndex) {
-            if slot.0 % 4096 == 0 {
-                visited((self.slots_formatted() - slot.0).min(4096));
-            }
-            // Not `self.view`: the borrow of the region must not be a borrow of the index.
-            let bytes = self.region.bytes(self.slots_offset + slot.0 as usize * self.stride, self.stride);
-            let view = match SlotView::check(&self.identity.geometry, self.identity.shard, slot, bytes) {
-                Ok(view) => view,
-                Err(error) => {
-                    if self.damaged.len() <= DAMAGED_LEN_MAX {
-                        self.damaged.push((slot, error));
-                    }
-                    // No scan may skip it: it must be met, and refused.
-                    self.blocks[(slot.0 / BLOCK_SLOTS) as usize] = Seq::MAX.0;
-                    continue;
-                }
-            };
-            let (seq, status, expire_at) = (view.seq(), view.status(), view.expire_at());
-            self.seq = self.seq.max(seq);
-            self.blocks[(slot.0 / BLOCK_SLOTS) as usize] =
-                self.blocks[(slot.0 / BLOCK_SLOTS) as usize].max(seq.0);
-            match status {
-                Status::Free => self.free.insert(slot),
-                Status::Deleted => {
-                    self.counts.deleted += 1;
-                    self.free.insert(slot);
-                }
-                Status::Occupied => {
-                    self.counts.occupied += 1;
-                    self.counts.expiring += u64::from(expire_at != 0);
-                    let hash = self.identity.geometry.place(view.key()).hash;
-                    let (region, stride, offset) = (&self.region, self.stride, self.slots_offset);
-                    let geometry = &self.identity.geometry;
-                    let peek = |slot: SlotIndex| {
-                        let bytes = region.bytes(offset + slot.0 as usize * stride, stride);
-                        SlotView::check_shape(geometry, bytes).ok()
-                    };
-                    let twin = self
-                        .index
-                        .find(hash, |other| peek(other).is_some_and(|other| other.key() == view.key()));
-                    match twin {
-                        None => self.index.insert(hash, slot)?,
-                        Some(other) if peek(other).is_some_and(|other| other.seq() < seq) => {
-                            self.index.replace(hash, other, slot);
-                            self.twins.push(other);
-                        }
-                        Some(_) => self.twins.push(slot),
-                    }
-                }
-            }
-        }
-        Ok(())
+        let target = self.slots.offset(slot);
+        self.slots.region.copy(REDO_OFFSET + RECORD_HEADER_SIZE, target, size);
     }
 
     /// Compares what is derived with a rebuild from the slots. Says what differs.
     pub fn check(&self) -> Result<(), String> {
-        let (mut free, mut counts, mut indexed) = (FreeSet::default(), Counts::default(), 0_usize);
-        let mut blocks = vec![0_u64; self.blocks.len()];
-        for slot in (0..self.slots_formatted()).map(SlotIndex) {
-            if self.damaged.iter().any(|(damaged, _)| *damaged == slot) {
-                blocks[(slot.0 / BLOCK_SLOTS) as usize] = Seq::MAX.0;
-                continue;
-            }
-            let view = self.view(slot).map_err(|error| format!("slot {slot}: {error}"))?;
-            let block = &mut blocks[(slot.0 / BLOCK_SLOTS) as usize];
-            *block = (*block).max(view.seq().0);
-            match view.status() {
-                Status::Free => free.insert(slot),
-                Status::Deleted => {
-                    counts.deleted += 1;
-                    free.insert(slot);
-                }
-                Status::Occupied => {
-                    counts.occupied += 1;
-                    counts.expiring += u64::from(view.expire_at() != 0);
-                    let place = self.geometry().place(view.key());
-                    if place.shard != self.shard() {
-                        return Err(format!("slot {slot}: its key belongs to shard {}", place.shard));
-                    }
-                    match self.find(place.hash, view.key()) {
-                        Some(found) if found == slot => indexed += 1,
-                        Some(other) => return Err(format!("slot {slot}: its key is also in slot {other}")),
-                        None => return Err(format!("slot {slot}: its key is not in the index")),
-                    }
-                }
-            }
-        }
-        if indexed != self.index.len() {
-            return Err(format!("the index has {} entries, the slots hold {indexed} keys", self.index.len()));
-        }
-        if free.len() != self.free.len()
-            || (0..self.slots_formatted())
-                .map(SlotIndex)
-                .any(|slot| free.contains(slot) != self.free.contains(slot))
-        {
-            return Err(format!("the free set has {} slots, a rebuild {}", self.free.len(), free.len()));
-        }
-        if counts != self.counts {
-            return Err(format!("counts are {}, a rebuild gives {counts}", self.counts));
-        }
-        if blocks != self.blocks {
-            return Err("a block summary differs from its slots".into());
-        }
-        Ok(())
+        self.derived.check(&self.slots, self.slots_formatted())
     }
 
-    /// A copy of the memory, as a backup of the file holds it.
+    /// A copy of the memory of the slots, as a backup of the file holds it.
     #[must_use]
     pub fn copy_region(&self) -> Region {
-        self.region.copy_to_heap()
+        self.slots.region.copy_to_heap()
+    }
+
+    /// A copy of all memory, as a killed process leaves it.
+    #[must_use]
+    pub fn copy_files(&self) -> Files {
+        Files { slots: self.copy_region(), digest: self.derived.digest.region().copy_to_heap() }
     }
 
     /// Gives heap memory a disk.
     pub fn keep_disk(&self) {
-        self.region.keep_disk();
+        self.slots.region.keep_disk();
+        self.derived.digest.region().keep_disk();
     }
 
     /// What a power cut leaves of heap memory, as far as it has a disk.
     #[must_use]
-    pub fn region_on_disk(&self) -> Region {
-        let Some(mut region) = self.region.after_power_cut() else { return self.copy_region() };
-        for offset in (0..self.slots_formatted()).map(|slot| self.slot_offset(SlotIndex(slot))) {
+    pub fn files_on_disk(&self) -> Files {
+        let digest = self.derived.digest.region();
+        let Some((mut region, digest)) = self.slots.region.after_power_cut().zip(digest.after_power_cut()) else {
+            return self.copy_files();
+        };
+        for slot in (0..self.slots_formatted()).map(SlotIndex) {
             // An allocation is on the disk before it is used.
+            let offset = self.slots.offset(slot);
             if read_u64(region.bytes(offset, 8), 0) == 0 {
-                region.bytes_mut(offset, self.stride).copy_from_slice(self.region.bytes(offset, self.stride));
+                region.bytes_mut(offset, self.slots.stride).copy_from_slice(self.slots.bytes(slot));
             }
         }
-        region
+        Files { slots: region, digest }
     }
 
     /// Lets those parts of heap memory reach its disk that are chosen: pages of the header, the redo record,
-    /// slots.
+    /// slots, pages of the digest.
     pub fn write_back(&self, mut choose: impl FnMut() -> bool) {
-        let sync = |offset, len| self.region.sync_part(offset, len).expect("heap memory");
         let half = HEADER_PAGE_SIZE / 2;
-        let parts = [(0, half), (half, half), (REDO_OFFSET, self.slots_offset - REDO_OFFSET)];
-        let slots = (0..self.slots_formatted()).map(|slot| (self.slot_offset(SlotIndex(slot)), self.stride));
-        for (offset, len) in parts.into_iter().chain(slots) {
+        let redo_size = self.slots.start - REDO_OFFSET;
+        let slot_part = |slot| (self.slots.offset(SlotIndex(slot)), self.slots.stride);
+        let slots = (0..self.slots_formatted()).map(slot_part);
+        let slots = [(0, half), (half, half), (REDO_OFFSET, redo_size)].into_iter().chain(slots);
+        let digest = self.derived.digest.region();
+        let pages = (0..digest.len()).step_by(PAGE_SIZE).map(|offset| (offset, PAGE_SIZE));
+        let slots = slots.map(|part| (&self.slots.region, part));
+        for (region, (offset, len)) in slots.chain(pages.map(|part| (digest, part))) {
             if choose() {
-                sync(offset, len);
+                region.sync_part(offset, len).expect("heap memory");
             }
         }
     }
 
-    /// Gives the memory back, as a killed process leaves it.
+    /// Gives the memory of the slots back, as a killed process leaves it.
     #[must_use]
     pub fn into_region(self) -> Region {
-        self.region
+        self.slots.region
+    }
+}
+
+/// Finds the slots that only a lost count knows: slots are made before they are counted.
+fn count_slots(slots: &Slots, state: &mut State) {
+    let end = (slots.region.len() - slots.start) / slots.stride;
+    while (state.slots_formatted as usize) < end && slots.view(SlotIndex(state.slots_formatted)).is_ok() {
+        state.slots_formatted += 1;
     }
 }

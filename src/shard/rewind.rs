@@ -29,7 +29,7 @@ impl Shard {
         let mut slot = next.0;
         let stop = slot.saturating_add(STEP_SLOTS_MAX).min(end);
         while slot < stop && astray.len() < count_max {
-            if self.blocks[(slot / BLOCK_SLOTS) as usize] <= fork.0 {
+            if self.derived.digest.block(SlotIndex(slot)) <= fork.0 {
                 slot = (slot / BLOCK_SLOTS + 1) * BLOCK_SLOTS;
                 continue;
             }
@@ -53,10 +53,10 @@ impl Shard {
             if is_planted(Bug::IndexKeptInRewind) {
                 break;
             }
-            if let Some(view) = self.peek(slot).filter(|view| view.status() == Status::Occupied) {
+            if let Some(view) = self.slots.peek(slot).filter(|view| view.status() == Status::Occupied) {
                 let hash = self.geometry().place(view.key()).hash;
                 // The index may know the key elsewhere, or not at all if the slot is damaged.
-                self.index.remove(hash, slot);
+                self.derived.index.remove(hash, slot);
             }
         }
         next
@@ -71,7 +71,7 @@ impl Shard {
                 continue;
             }
             // Copied, since the index is changed while the image is looked at.
-            let image = self.slot_bytes(slot).to_vec();
+            let image = self.slots.bytes(slot).to_vec();
             let geometry = *self.geometry();
             if let Ok(view) = SlotView::check_shape(&geometry, &image)
                 && view.status() == Status::Occupied
@@ -91,7 +91,7 @@ impl Shard {
 
     /// Every slot that was astray has the leader's image, durably: the last seq is again that of a slot.
     pub fn end_rewind(&mut self) {
-        self.seq = Seq(self.blocks.iter().copied().max().unwrap_or_default().min(Seq::MAX.0));
+        self.seq = self.derived.last_seq(&self.slots, self.slots_formatted());
         self.set_progress(super::Progress { step: Step::None, ..self.progress });
     }
 

@@ -60,7 +60,7 @@ impl Shard {
         while scan.next < scan.end {
             let block = scan.next.0 / BLOCK_SLOTS;
             let block_end = SlotIndex(((block + 1) * BLOCK_SLOTS).min(scan.end.0));
-            if self.blocks[block as usize] <= scan.since.0 {
+            if self.derived.digest.block(scan.next) <= scan.since.0 {
                 scan.next = block_end;
                 blocks += 1;
                 if blocks == STEP_BLOCKS_MAX {
@@ -92,11 +92,13 @@ impl Shard {
     /// checked; returns the block behind it.
     fn prefetch_changed(&self, scan: &Scan, from: u32) -> u32 {
         let until = (from + AHEAD_BLOCKS_MAX).min(scan.end.0.div_ceil(BLOCK_SLOTS));
-        let Some(block) = (from..until).find(|block| self.blocks[*block as usize] > scan.since.0) else {
+        let Some(block) = (from..until)
+            .find(|block| self.derived.digest.block(SlotIndex(*block * BLOCK_SLOTS)) > scan.since.0)
+        else {
             return until.max(from);
         };
         let slots = block * BLOCK_SLOTS..((block + 1) * BLOCK_SLOTS).min(scan.end.0);
-        slots.for_each(|slot| self.prefetch_slot(SlotIndex(slot)));
+        slots.for_each(|slot| self.slots.prefetch(SlotIndex(slot)));
         block + 1
     }
 

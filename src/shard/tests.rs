@@ -5,10 +5,12 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::recover::Host;
+use super::header::Identity;
+use super::recover::{Files, Host};
 use super::*;
+use crate::region::Region;
 
-const GOLDEN: &str = include_str!("../../tests/data/shard_v1.hex");
+const GOLDEN: &str = include_str!("../../tests/data/shard_v2.hex");
 const GEOMETRY: Geometry =
     Geometry { shard_count: 4, key_size_max: 16, value_size_max: 40, shard_prefix_bits: 0 };
 const HOST: Host = Host { boot_id: [0xB0; 16], device_id: 0x1234 };
@@ -17,6 +19,11 @@ const HOST: Host = Host { boot_id: [0xB0; 16], device_id: 0x1234 };
 fn key(number: u32) -> Vec<u8> {
     let candidates = (0..).map(|suffix| format!("key-{number}-{suffix}").into_bytes());
     candidates.into_iter().find(|key| GEOMETRY.place(key).shard == ShardIndex(2)).unwrap()
+}
+
+/// Opens a shard from its slots alone.
+fn open(path: &Path, region: Region, identity: Identity) -> Result<Shard, recover::RecoverError> {
+    Shard::open(path, Files::without_digest(region, &identity.geometry), identity, HOST, |_| {})
 }
 
 fn put(shard: &mut Shard, key: &[u8], value: &[u8], expire_at: u64) {
@@ -87,7 +94,7 @@ fn the_golden_file_opens() {
     }
     let page = region.bytes(0, header::HEADER_PAGE_SIZE).to_vec();
     let identity = Identity::read(Path::new("golden"), &page).unwrap();
-    let mut shard = Shard::open(Path::new("golden"), region, identity, |_| {}).unwrap();
+    let mut shard = open(Path::new("golden"), region, identity).unwrap();
     assert_eq!(shard.take_over(HOST, 0xA1, false).unwrap(), recover::Ending::Clean);
     assert_eq!(
         shard.take_over(Host { device_id: 1, ..HOST }, 0xA2, false).unwrap(),
@@ -107,10 +114,10 @@ fn the_golden_file_opens() {
 #[test]
 fn a_leader_s_shard_takes_a_new_term_after_an_os_crash_and_a_follower_s_forgets_its_watermark() {
     let reopen = |mut shard: Shard| {
-        let identity = shard.identity;
+        let identity = shard.slots.identity;
         // In use, not closed.
         shard.take_over(HOST, 0xA1, false).unwrap();
-        let mut shard = Shard::open(Path::new("memory"), shard.into_region(), identity, |_| {}).unwrap();
+        let mut shard = open(Path::new("memory"), shard.into_region(), identity).unwrap();
         let ending = shard.take_over(Host { boot_id: [1; 16], ..HOST }, 0xA3, false).unwrap();
         (shard, ending)
     };
@@ -143,8 +150,8 @@ fn a_leader_s_shard_takes_a_new_term_after_an_os_crash_and_a_follower_s_forgets_
 #[test]
 fn a_leader_s_key_is_in_one_slot_after_a_lost_reuse() {
     let reopen = |mut shard: Shard, boot: u8| {
-        let identity = shard.identity;
-        shard = Shard::open(Path::new("memory"), shard.into_region(), identity, |_| {}).unwrap();
+        let identity = shard.slots.identity;
+        shard = open(Path::new("memory"), shard.into_region(), identity).unwrap();
         shard.take_over(Host { boot_id: [boot; 16], ..HOST }, boot.into(), false).unwrap();
         shard
     };
@@ -155,17 +162,17 @@ fn a_leader_s_key_is_in_one_slot_after_a_lost_reuse() {
     let find = |shard: &Shard, key: &[u8]| shard.find(GEOMETRY.place(key).hash, key);
     put(&mut shard, &twice, b"old", 0);
     let first = find(&shard, &twice).unwrap();
-    let old = shard.slot_bytes(first).to_vec();
+    let old = shard.slots.bytes(first).to_vec();
     shard.delete(GEOMETRY.place(&twice).hash, first, &twice);
     put(&mut shard, &other, b"x", 0);
     assert_eq!(find(&shard, &other), Some(first), "the slot is used again");
     put(&mut shard, &twice, b"new", 0);
-    let offset = shard.slot_offset(first);
+    let offset = shard.slots.offset(first);
     let mut region = shard.into_region();
     region.bytes_mut(offset, old.len()).copy_from_slice(&old);
     let page = region.bytes(0, header::HEADER_PAGE_SIZE).to_vec();
     let identity = Identity::read(Path::new("memory"), &page).unwrap();
-    let mut shard = Shard::open(Path::new("memory"), region, identity, |_| {}).unwrap();
+    let mut shard = open(Path::new("memory"), region, identity).unwrap();
     assert_eq!(
         shard.take_over(Host { boot_id: [2; 16], ..HOST }, 2, false).unwrap(),
         recover::Ending::OsCrash
@@ -201,7 +208,7 @@ fn a_damaged_copy_of_the_state_loses_no_slots() {
         let page = region.bytes(0, header::HEADER_PAGE_SIZE).to_vec();
         let opened = Identity::read(Path::new("flipped"), &page)
             .map_err(recover::RecoverError::from)
-            .and_then(|identity| Shard::open(Path::new("flipped"), region, identity, |_| {}));
+            .and_then(|identity| open(Path::new("flipped"), region, identity));
         let Ok(shard) = opened else {
             refused += 1;
             continue;

@@ -1,7 +1,7 @@
 //! Where a key belongs: its shard, and its hash within the shard's index.
 //!
 //! Shards are chosen by XXH3-64, which is specified and stable, because a key's shard is on disk and
-//! on the wire. The index is rebuilt from slots and uses the low half of the same hash.
+//! on the wire. The index uses the low half of the same hash; a shard's digest keeps most of it, with a version.
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -12,7 +12,8 @@ use super::layout::{Geometry, KEY_SIZE_MAX, ShardIndex};
 pub struct Place {
     /// The shard that holds the key.
     pub shard: ShardIndex,
-    /// Hash for the shard's index; never zero, which is an empty entry there.
+    /// Hash for the shard's index. Its low two bits are set: so it is never zero, which is an empty entry
+    /// there, and what is kept of it on disk has two bits to spare.
     pub hash: u32,
 }
 
@@ -26,7 +27,7 @@ impl Geometry {
         // The high half chooses the shard, the low half the bucket: they must not be the same bits.
         let shard = ((routing >> 32) * u64::from(self.shard_count)) >> 32;
         #[expect(clippy::cast_possible_truncation, reason = "below shard_count, and the low half of a hash")]
-        let place = Place { shard: ShardIndex(shard as u16), hash: (hash as u32).max(1) };
+        let place = Place { shard: ShardIndex(shard as u16), hash: hash as u32 | 0b11 };
         place
     }
 

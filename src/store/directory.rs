@@ -1,4 +1,4 @@
-//! A store's directory: `LOCK`, and `shards/NNNN.slots`, one file per shard.
+//! A store's directory: `LOCK`, and for each shard `shards/NNNN.slots` and `NNNN.digest`, which is made of it.
 //!
 //! A new store is built in `shards.new` and renamed into place, so that a directory holds a whole
 //! store or none. Every file is allocated before it is used.
@@ -28,6 +28,12 @@ pub fn new_shards_path(directory: &Path) -> PathBuf {
 #[must_use]
 pub fn shard_file(shard: ShardIndex) -> String {
     format!("{:04}.slots", shard.0)
+}
+
+/// The name of the file that holds a shard's digest.
+#[must_use]
+pub fn digest_file(shard: ShardIndex) -> String {
+    format!("{:04}.digest", shard.0)
 }
 
 /// Takes the directory's lock, or says which process has it.

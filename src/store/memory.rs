@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::region::Region;
 use crate::shard::Shard;
 use crate::shard::header::{Identity, slots_offset};
-use crate::shard::recover::Host;
+use crate::shard::recover::{Files, Host};
 use crate::slot::{Geometry, ShardIndex};
 
 use super::Store;
@@ -45,12 +45,12 @@ impl Store {
 
     /// A copy of a store in memory, opened from its slots alone, as a copied directory is.
     pub fn copy_in_memory(&self) -> Result<Self, OpenError> {
-        self.open_again(self.host, |shard| shard.copy_region())
+        self.open_again(self.host, |shard| Files::without_digest(shard.copy_region(), &self.geometry))
     }
 
-    /// Opens a store in memory again from its slots alone, as a new process does after a kill.
+    /// Opens a store in memory again, as a new process does after a kill.
     pub fn reopen_in_memory(self) -> Result<Self, OpenError> {
-        self.copy_in_memory()
+        self.open_again(self.host, Shard::copy_files)
     }
 
     /// Opens what a power cut leaves of a store in memory: what is on its disks, on a machine that has
@@ -58,7 +58,7 @@ impl Store {
     pub fn reopen_after_power_cut(self) -> Result<Self, OpenError> {
         let mut host = self.host;
         host.boot_id[0] = host.boot_id[0].wrapping_add(1);
-        self.open_again(host, |shard| shard.region_on_disk())
+        self.open_again(host, Shard::files_on_disk)
     }
 
     /// Gives a store in memory disks that keep what is made durable, for [`Store::reopen_after_power_cut`].
@@ -71,12 +71,12 @@ impl Store {
         self.shards().for_each(|shard| self.shared(shard).shard.write_back(&mut choose));
     }
 
-    fn open_again(&self, host: Host, region: impl Fn(&Shard) -> Region) -> Result<Self, OpenError> {
+    fn open_again(&self, host: Host, files: impl Fn(&Shard) -> Files) -> Result<Self, OpenError> {
         let (geometry, store_id, path) = (self.geometry, self.store_id, Path::new(PATH));
         let open = |shard: ShardIndex| {
             let identity = Identity { store_id, shard, geometry };
-            let region = region(&self.shared(shard).shard);
-            Shard::open(path, region, identity, |_| {}).map_err(|error| recover_error(path, error))
+            let files = files(&self.shared(shard).shard);
+            Shard::open(path, files, identity, host, |_| {}).map_err(|error| recover_error(path, error))
         };
         let shards = self.shards().map(open).collect::<Result<_, OpenError>>()?;
         let assembly = Assembly {

@@ -7,8 +7,10 @@
 //! meanwhile; only then it takes the lock, shared. So consecutive reads overlap in the processor.
 //! [`open`] makes and opens stores, [`records`] is what clients call, [`replicate`] what links call,
 //! [`rewind`] what a follower does that holds what its leader never had, [`regain`] what a leader does that
-//! lost what its followers hold.
+//! lost what its followers hold, [`audit`] looks at slots in the background.
 
+pub mod audit;
+mod digest_file;
 pub mod directory;
 mod memory;
 pub mod open;
@@ -39,10 +41,11 @@ use crate::shard::index::IndexWindow;
 use crate::slot::{Geometry, ShardIndex, SlotError, SlotIndex, SlotView};
 
 pub use crate::ring::{RingReader, Sleeper};
+pub use crate::shard::audit::Fault;
 pub use crate::shard::header::{HeaderError, Progress, State, Step, Term};
 pub use crate::shard::recover::{Ending, Host};
 pub use crate::shard::scan::Scan;
-pub use crate::shard::{ApplyError, BLOCK_SLOTS, Counts};
+pub use crate::shard::{ApplyError, BLOCK_SLOTS, Counts, Doubt};
 pub use open::{OpenError, Options};
 pub use position::Position;
 pub use records::{Change, Entry, NotANumber, ReadError, WriteError};
@@ -60,6 +63,8 @@ pub(crate) struct Locked {
     pub(crate) expired: u64,
     pub(crate) rejected: u64,
     pub(crate) ring_overflows: u64,
+    pub(crate) audited: AtomicU64,
+    pub(crate) mended: u64,
 }
 
 /// One shard behind its lock, and what readers use who do without it.
@@ -86,6 +91,8 @@ impl Cell {
             expired: 0,
             rejected: 0,
             ring_overflows: 0,
+            audited: AtomicU64::new(0),
+            mended: 0,
         };
         Self { lock: RwLock::new(locked), version: AtomicU64::new(0), index_buckets, index, slots }
     }
@@ -146,8 +153,12 @@ pub struct ShardStats {
     pub slots_used: u64,
     /// Tombstones.
     pub slots_deleted: u64,
-    /// Slots found damaged when the shard was opened, and not healed since.
+    /// Slots found damaged, and not healed since.
     pub slots_damaged: u64,
+    /// Slots looked at in the background since the store was opened without reading them.
+    pub slots_audited: u64,
+    /// Slots that the audit found index, free set or digest not to fit, and put right.
+    pub misfits_mended: u64,
     /// Records that carry an expiry time.
     pub expiring: u64,
     /// Records stored since the store was opened.
@@ -278,6 +289,8 @@ impl Store {
             slots_used: counts.occupied,
             slots_deleted: counts.deleted,
             slots_damaged: locked.shard.damaged().len() as u64,
+            slots_audited: locked.audited.load(Ordering::Relaxed),
+            misfits_mended: locked.mended,
             expiring: counts.expiring,
             puts: locked.puts,
             deletes: locked.deletes,

@@ -15,11 +15,11 @@ use crate::clock::{Clock, SystemClock};
 use crate::region::{Region, allocate, create_file};
 use crate::shard::Shard;
 use crate::shard::header::{HeaderError, Identity, slots_offset};
-use crate::shard::recover::{Ending, Host, RecoverError};
+use crate::shard::recover::{Ending, Files, Host, RecoverError};
 use crate::slot::{Geometry, GeometryError, ShardIndex, SlotError, SlotIndex};
 
 use super::report::Reports;
-use super::{Cell, Store, directory};
+use super::{Cell, Store, digest_file, directory};
 
 // Address space, not memory: what all shards of a store may map together (a process has 128 TiB).
 const RESERVE_TOTAL: u64 = 1 << 43;
@@ -204,7 +204,7 @@ impl Store {
         }
         let first = inspect_first(path)?;
         check_wanted(path, &options, &first)?;
-        let shards = open_shards(path, first, &options)?;
+        let shards = open_shards(path, first, host, &options)?;
         let reports = Reports::Directory(path.into());
         let assembly = Assembly {
             clock: options.clock,
@@ -328,7 +328,7 @@ fn check_wanted(path: &Path, options: &Options, found: &Identity) -> Result<(), 
 }
 
 /// Opens all shards, on as many threads as there are processors, with a log line each second.
-fn open_shards(path: &Path, first: Identity, options: &Options) -> Result<Vec<Shard>, OpenError> {
+fn open_shards(path: &Path, first: Identity, host: Host, options: &Options) -> Result<Vec<Shard>, OpenError> {
     let shard_count = first.geometry.shard_count;
     let threads = thread::available_parallelism().map_or(1, usize::from).min(usize::from(shard_count));
     let (visited, next) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -347,7 +347,7 @@ fn open_shards(path: &Path, first: Identity, options: &Options) -> Result<Vec<Sh
                 let count = |slots: u32| {
                     visited.fetch_add(slots.into(), Ordering::Relaxed);
                 };
-                opened.push((shard, open_shard(path, Identity { shard, ..first }, options, count)));
+                opened.push((shard, open_shard(path, Identity { shard, ..first }, host, options, count)));
             }
         };
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
@@ -394,6 +394,7 @@ fn check_identity(path: &Path, found: &Identity, wanted: &Identity) -> Result<()
 fn open_shard(
     directory: &Path,
     wanted: Identity,
+    host: Host,
     options: &Options,
     visited: impl Fn(u32),
 ) -> Result<Shard, OpenError> {
@@ -413,13 +414,20 @@ fn open_shard(
         // A copied file may have holes, and a hole on a full disk is a SIGBUS when it is written.
         allocate(&file, 0, len).map_err(io_error(&path, "allocate the file"))?;
     }
-    let region = if options.private {
-        Region::map_private(&file, len)
+    let digest_path = directory::shards_path(directory).join(directory::digest_file(wanted.shard));
+    let (geometry, count) = (&wanted.geometry, found.state.slots_formatted);
+    let map_error = || io_error(&path, "map the file");
+    let (slots, digest) = if options.private {
+        let slots = Region::map_private(&file, len).map_err(map_error())?;
+        (slots, digest_file::copy(&digest_path, count, Shard::slot_count_max(geometry, len)))
     } else {
-        Region::map(file, len, reserve(&wanted.geometry).max(len))
+        let reserved = reserve(geometry).max(len);
+        let slots = Region::map(file, len, reserved).map_err(map_error())?;
+        (slots, digest_file::open(&digest_path, count, Shard::slot_count_max(geometry, reserved)))
     };
-    let region = region.map_err(io_error(&path, "map the file"))?;
-    let shard = Shard::open(&path, region, wanted, visited).map_err(|error| recover_error(&path, error))?;
+    let digest = digest.map_err(io_error(&digest_path, "map the file"))?;
+    let shard = Shard::open(&path, Files { slots, digest }, wanted, host, visited);
+    let shard = shard.map_err(|error| recover_error(&path, error))?;
     match shard.damaged().first() {
         Some((slot, error)) if !options.quarantine => {
             Err(OpenError::Damaged { slot: *slot, count: shard.damaged().len(), error: error.clone(), path })

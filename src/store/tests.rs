@@ -154,9 +154,12 @@ fn killed(before: &[u8], after: &[u8], redo: (usize, usize), slot: (usize, usize
         bytes[slot.0..slot.0 + slot.1].copy_from_slice(&after[slot.0..slot.0 + slot.1]);
     }
     let page = region.bytes(0, crate::shard::header::HEADER_PAGE_SIZE).to_vec();
-    let identity = crate::shard::Identity::read("memory".as_ref(), &page).unwrap();
+    let identity = crate::shard::header::Identity::read("memory".as_ref(), &page).unwrap();
     assert_eq!(identity.geometry, geometry);
-    let mut opened = Shard::open("memory".as_ref(), region, identity, |_| {}).unwrap();
+    let mut opened = {
+        let files = crate::shard::recover::Files::without_digest(region, &geometry);
+        Shard::open("memory".as_ref(), files, identity, Host::default(), |_| {}).unwrap()
+    };
     let ending = opened.take_over(Default::default(), 1, false).unwrap();
     Store {
         geometry,
@@ -434,8 +437,8 @@ fn damaged_truncated_foreign_and_newer_files_are_refused_by_name() {
     assert!(refused(&good[..good.len() - 4096]).contains("it was truncated"));
     assert!(refused(&good[..2000]).contains("it was truncated"));
     let mut newer = good.clone();
-    newer[8] = 2;
-    assert!(refused(&newer).contains("format version is 2, this build reads 1"));
+    newer[8] = 3;
+    assert!(refused(&newer).contains("format version is 3, this build reads 2"));
     let mut damaged = good.clone();
     let start = crate::shard::header::slots_offset(&geometry(1));
     damaged[start + 25] ^= 1;
@@ -548,7 +551,13 @@ fn a_follower_with_a_damaged_slot_is_inconsistent_until_the_slot_has_come_again(
     bytes[crate::shard::header::slots_offset(&geometry(1)) + 3 * geometry(1).slot_stride() + 25] ^= 1;
     std::fs::write(&file, &bytes).unwrap();
     let follower = Store::open(directory.path(), Options { quarantine: true, ..Options::default() }).unwrap();
-    assert_eq!(follower.damaged().len(), 1);
+    assert_eq!((follower.doubt(shard), follower.damaged().len()), (None, 0));
+    let faults = follower.audit(shard, SlotIndex(0), u32::MAX).faults;
+    assert!(matches!(faults[..], [(SlotIndex(3), Fault::Damaged(_))]), "{faults:?}");
+    drop(follower);
+    // A kill does not make it good again.
+    let follower = Store::open(directory.path(), Options { quarantine: true, ..Options::default() }).unwrap();
+    assert_eq!((follower.doubt(shard), follower.damaged().len()), (None, 1));
     let held = Progress { epoch: 1, seq: Seq(9), consistent_at: Seq::MAX, step: Step::None };
     assert_eq!(follower.progress(shard), held);
     assert!(follower.is_astray(shard));

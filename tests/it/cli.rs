@@ -4,7 +4,9 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Output;
 
-use crate::harness::{ANY_PORTS, Node, PATIENCE, command, http_get, run, run_command, stderr, stdout};
+use crate::harness::{
+    ANY_PORTS, Node, PATIENCE, command, http_get, run, run_command, stderr, stdout, wait_until,
+};
 
 /// One line, with the exit code and every one of the words.
 #[track_caller]
@@ -266,7 +268,7 @@ fn a_follower_waits_for_a_leader_that_is_not_there_yet() {
 }
 
 #[test]
-fn foreign_newer_truncated_and_damaged_shard_files_are_refused_untouched() {
+fn foreign_newer_and_truncated_shard_files_are_refused_untouched_and_a_damaged_slot_is_found() {
     let directory = tempfile::tempdir().expect("temp dir");
     let data = directory.path().join("data");
     let mut node = Node::leader(&data, &["--shard-count", "2", "--key-size", "16", "--value-size", "32"]);
@@ -279,7 +281,7 @@ fn foreign_newer_truncated_and_damaged_shard_files_are_refused_untouched() {
     let good = std::fs::read(&file).expect("a shard file");
     let foreign = b"PNG and so on".to_vec();
     let mut newer = good.clone();
-    newer[8..12].copy_from_slice(&2_u32.to_le_bytes());
+    newer[8..12].copy_from_slice(&3_u32.to_le_bytes());
     let truncated = good[..good.len() - 4096].to_vec();
     let short = good[..100].to_vec();
     let mut swapped = good.clone();
@@ -292,11 +294,10 @@ fn foreign_newer_truncated_and_damaged_shard_files_are_refused_untouched() {
     let name = file.to_string_lossy().into_owned();
     for (what, bytes, words) in [
         ("foreign", &foreign, &["not a slotstream shard file"][..]),
-        ("newer", &newer, &["format version is 2", "reads 1"]),
+        ("newer", &newer, &["format version is 3", "reads 2"]),
         ("truncated", &truncated, &["wanted at least", "truncated"]),
         ("short", &short, &["100 bytes", "truncated"]),
         ("swapped", &swapped, &["damaged"]),
-        ("slot flipped", &slot_flipped, &["slot", "damaged", "checksum"]),
     ] {
         std::fs::write(&file, bytes).expect("write");
         let output = leader(&data, &[]);
@@ -305,6 +306,7 @@ fn foreign_newer_truncated_and_damaged_shard_files_are_refused_untouched() {
         assert_fails(&output, 1, &all);
         assert!(std::fs::read(&file).expect("read") == *bytes, "{what}: the file was changed");
     }
+    std::fs::write(&file, &slot_flipped).expect("write");
     // `verify` finds the flipped bit and says where it is; `inspect` counts it.
     let verify = run_command(command(&["verify"]).arg(&data), PATIENCE);
     assert_eq!(verify.status.code(), Some(1));
@@ -312,6 +314,15 @@ fn foreign_newer_truncated_and_damaged_shard_files_are_refused_untouched() {
     let inspect = run_command(command(&["inspect"]).arg(&data), PATIENCE);
     assert_eq!(inspect.status.code(), Some(1));
     assert!(stdout(&inspect).contains(" 1 damaged"), "{}", stdout(&inspect));
+    // A leader opens without a look at its slots, and finds it in the background.
+    node.restart();
+    wait_until("the audit finds the damaged slot", PATIENCE, || {
+        node.metric("slotstream_slots_damaged") == 1.0
+    });
+    assert_eq!(node.client().call(&["DBSIZE"]), crate::harness::Reply::Integer(499));
+    assert!(node.terminate().0.success());
+    // Once it is known, such a leader does not start.
+    assert_fails(&leader(&data, &[]), 1, &[&name, "slot", "damaged", "checksum"]);
     std::fs::write(&file, &good).expect("write");
     node.restart();
     assert_eq!(node.client().call(&["DBSIZE"]), crate::harness::Reply::Integer(500));

@@ -1,0 +1,79 @@
+//! Looking at slots one by one beside their users: at a shard that came back without a look at its slots.
+//!
+//! A damaged slot is set aside: its key leaves the index, no scan skips it, nothing reuses it. What is derived
+//! and does not fit its slot is put right.
+
+use crate::slot::{Seq, SlotError, SlotIndex};
+
+use super::digest::{DAMAGED_BLOCK, Word};
+use super::{Shard, Step};
+
+/// What is wrong with a slot.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Its bytes.
+    #[error(transparent)]
+    Damaged(#[from] SlotError),
+    /// What the shard took it for.
+    #[error("the index, the free set or the digest did not fit it")]
+    Misfit,
+}
+
+impl Shard {
+    /// What is wrong with a slot, unless that is known already.
+    #[must_use]
+    pub fn fault(&self, slot: SlotIndex) -> Option<Fault> {
+        if self.derived.is_damaged(slot) {
+            return None;
+        }
+        let view = match self.view(slot) {
+            Ok(view) => view,
+            Err(error) => return Some(error.into()),
+        };
+        let hash = self.geometry().place(view.key()).hash;
+        let word = Word::of(&view, hash);
+        let is_found = || match self.find(hash, view.key()) {
+            Some(found) if found == slot => true,
+            Some(other) => self.slots.seq(other) > Some(view.seq()),
+            // What a rewind replaces is in no index.
+            None => matches!(self.progress.step, Step::Rewind { .. }),
+        };
+        let fits = self.derived.digest.word(slot) == word
+            && self.derived.digest.block(slot) >= view.seq().0
+            && self.derived.free.contains(slot) == word.is_vacant()
+            && (word.key_hash().is_none() || is_found());
+        (!fits).then_some(Fault::Misfit)
+    }
+
+    /// Sets a damaged slot aside, or puts right what is derived from a good one.
+    pub fn mend(&mut self, slot: SlotIndex, fault: &Fault) -> std::io::Result<()> {
+        let before = self.derived.digest.word(slot);
+        let after = match self.slots.view(slot) {
+            Ok(view) => Word::of(&view, self.geometry().place(view.key()).hash),
+            Err(_) => before.damaged(),
+        };
+        if let Some(hash) = before.key_hash().filter(|hash| after.key_hash() != Some(*hash)) {
+            self.derived.index.remove(hash, slot);
+        }
+        self.derived.set_word(slot, after);
+        self.seq = self.seq.max(self.slots.view(slot).map_or(Seq::ZERO, |view| view.seq()));
+        if let Fault::Damaged(error) = fault {
+            self.derived.free.remove(slot);
+            self.derived.damaged.push((slot, error.clone()));
+            self.derived.digest.set_block(slot, DAMAGED_BLOCK);
+            return Ok(());
+        }
+        if after.is_vacant() {
+            self.derived.free.insert(slot);
+        } else {
+            self.derived.free.remove(slot);
+        }
+        self.derived.summarise(&self.slots, self.state.slots_formatted, slot);
+        match after.key_hash() {
+            Some(hash) if !matches!(self.progress.step, Step::Rewind { .. }) => {
+                self.derived.enter_key(&self.slots, slot, hash)
+            }
+            _ => Ok(()),
+        }
+    }
+}
