@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{ToolError, Verdict};
 use crate::slot::{ShardIndex, SlotIndex, Status};
-use crate::store::{Options, Progress, Store};
+use crate::store::{Fault, Options, Progress, Store};
 use crate::units;
 
 /// Differences reported in full per shard; the rest is counted.
@@ -36,11 +36,28 @@ struct Check {
     derived: Option<String>,
 }
 
+/// Looks at every slot, also of shards whose index came from a digest; says what the first did not fit.
+fn audit(store: &Store) -> Option<String> {
+    const STEP_SLOTS: u32 = 4096;
+    let mut misfit = None;
+    for shard in store.shards() {
+        let mut next = Some(SlotIndex(0));
+        while let Some(from) = next {
+            let audit = store.audit(shard, from, STEP_SLOTS);
+            next = audit.next;
+            let found = audit.faults.into_iter().find(|(_, fault)| *fault == Fault::Misfit);
+            misfit = misfit.or(found.map(|(slot, fault)| format!("shard {shard} slot {slot}: {fault}")));
+        }
+    }
+    misfit
+}
+
 /// Checks one directory.
 pub fn check(directory: &Path, json: bool, out: &mut impl Write) -> Result<Verdict, ToolError> {
     let store = open(directory)?;
+    let misfit = audit(&store);
     let damaged = store.damaged();
-    let derived = store.check().err();
+    let derived = misfit.or(store.check().err());
     let report = Check {
         directory: directory.to_owned(),
         good: damaged.is_empty() && derived.is_none(),

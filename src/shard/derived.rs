@@ -107,8 +107,8 @@ impl Derived {
             (Some(view), Some(other)) => view.key() == other.key(),
             _ => false,
         };
-        match self.index.find(hash, names_same_key) {
-            None => self.index.insert(hash, slot)?,
+        match self.index.find_or_insert(hash, slot, names_same_key)? {
+            None => {}
             Some(other) if other == slot => {}
             Some(other) if slots.seq(other) < slots.seq(slot) => {
                 self.index.replace(hash, other, slot);

@@ -146,6 +146,30 @@ impl Index {
         Ok(())
     }
 
+    /// The slot with this hash for which `is_key` says yes; adds the entry if there is none. As
+    /// [`Index::find`] and [`Index::insert`], in one look at each bucket.
+    #[inline]
+    pub fn find_or_insert(
+        &mut self,
+        hash: u32,
+        slot: SlotIndex,
+        mut is_key: impl FnMut(SlotIndex) -> bool,
+    ) -> io::Result<Option<SlotIndex>> {
+        if (self.len + 1) * 4 > self.bucket_count * BUCKET_ENTRIES * 3 {
+            self.resize(self.bucket_count * 2)?;
+        }
+        let mut bucket = home(hash, self.bucket_count);
+        loop {
+            if let Some(slot) = find_in(self.region.line(bucket), hash, &mut is_key) {
+                return Ok(Some(slot));
+            }
+            if self.place_in(bucket, entry(hash, slot)) {
+                return Ok(None);
+            }
+            bucket = self.next(bucket);
+        }
+    }
+
     /// Points the entry of `from` at `to`.
     pub fn replace(&mut self, hash: u32, from: SlotIndex, to: SlotIndex) -> bool {
         let Some((bucket, place)) = self.locate(hash, from) else { return false };

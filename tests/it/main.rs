@@ -22,6 +22,7 @@ mod resp_differential;
 mod resp_hostile;
 mod resp_roles;
 mod resp_support;
+mod restart;
 mod rewind;
 mod roles;
 mod roles_at_run_time;

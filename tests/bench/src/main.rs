@@ -13,6 +13,7 @@ mod in_process;
 mod replication;
 mod report;
 mod resp_client;
+mod restart;
 mod server;
 mod slotstream_engine;
 mod through_resp;
@@ -30,7 +31,7 @@ use report::{Report, Side};
 use server::Launcher;
 use slotstream_engine::Slotstream;
 
-const USAGE: &str = "usage: scripts/bench [inprocess|redis|idle|replication|all] [--quick] [--only ours|peer] [--binary PATH]";
+const USAGE: &str = "usage: scripts/bench [inprocess|redis|idle|replication|restart|all] [--quick] [--only ours|peer] [--binary PATH]";
 
 fn main() -> ExitCode {
     match run_words() {
@@ -81,7 +82,9 @@ impl Arguments {
         let mut words = words.iter().copied();
         while let Some(word) = words.next() {
             match word {
-                "inprocess" | "redis" | "idle" | "replication" | "all" => arguments.suite = word.to_owned(),
+                "inprocess" | "redis" | "idle" | "replication" | "restart" | "all" => {
+                    arguments.suite = word.to_owned()
+                }
                 "--quick" => arguments.is_quick = true,
                 "--only" => {
                     arguments.only = match words.next() {
@@ -137,6 +140,10 @@ fn run(arguments: &Arguments, report: &mut Report, data: &Path) -> Result<()> {
     if arguments.runs("replication") {
         let size = if arguments.is_quick { replication::Size::QUICK } else { replication::Size::FULL };
         replication::run(report, size, &launcher, arguments.only)?;
+    }
+    if arguments.runs("restart") {
+        let size = if arguments.is_quick { restart::Size::QUICK } else { restart::Size::FULL };
+        restart::run(report, size, &arguments.binary, &data.join("restart"), arguments.only)?;
     }
     if arguments.runs("idle") && arguments.only != Some(Side::Peer) {
         let rounds = if arguments.is_quick { 1 } else { 5 };
