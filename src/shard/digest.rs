@@ -29,6 +29,7 @@
 use std::io;
 
 use crate::checksum::crc32c;
+use crate::planted::{Bug, is_planted};
 use crate::region::Region;
 use crate::slot::image::{read_u32, read_u64};
 use crate::slot::{Seq, SlotIndex, SlotView, Status};
@@ -246,7 +247,7 @@ impl Digest {
     }
 
     fn has_header(&self, header: &[u8; HEADER_SIZE]) -> bool {
-        self.region.len() >= HEADER_SIZE && self.region.bytes(0, HEADER_SIZE) == header
+        self.region.bytes(0, HEADER_SIZE) == header || is_planted(Bug::StaleDigestBelieved)
     }
 
     fn contents(&self, slots: u32) -> u32 {
@@ -287,6 +288,7 @@ impl Digest {
         if !self.has_header(&Self::header(session, identity, Some(stated))) {
             return Err(Doubt::Header);
         }
-        if stated == self.contents(slots) { Ok(()) } else { Err(Doubt::Contents) }
+        let is_whole = stated == self.contents(slots) || is_planted(Bug::StaleDigestBelieved);
+        if is_whole { Ok(()) } else { Err(Doubt::Contents) }
     }
 }

@@ -71,6 +71,7 @@ planted! {
     image_that_was_asked_for_is_refused: ForcedImageRefused,
     index_is_kept_in_a_rewind: IndexKeptInRewind,
     scan_position_is_kept_too_early: PositionTooEarly,
+    stale_digest_is_believed: StaleDigestBelieved,
     older_epoch_is_accepted: OlderEpochAccepted,
     emptied_store_is_accepted: EmptiedStoreAccepted,
     what_was_given_back_is_forgotten: RegainedForgotten,
