@@ -258,6 +258,8 @@ impl View {
             ready: true,
             slots_used: stats.slots_used,
             slots_deleted: stats.slots_deleted,
+            slots_damaged: stats.slots_damaged,
+            slots_audited: stats.slots_audited,
             slots_formatted: stats.slots_formatted,
             file_bytes: stats.file_bytes,
             scan: None,
@@ -388,6 +390,12 @@ pub struct ShardStatus {
     pub slots_used: u64,
     /// Tombstones.
     pub slots_deleted: u64,
+    /// Slots found damaged, and not healed since.
+    #[serde(default)]
+    pub slots_damaged: u64,
+    /// Slots checked in the background after an opening that read none.
+    #[serde(default)]
+    pub slots_audited: u64,
     /// Slots there are.
     pub slots_formatted: u64,
     /// Bytes of the shard file.

@@ -437,6 +437,7 @@ impl Link {
             if env.now.monotonic >= self.heartbeat_at {
                 self.heartbeat_at = next_beat(env.now.monotonic, env.options.heartbeat_interval);
                 self.core.push_heartbeat(frames, env);
+                self.core.check_slots(env)?;
             }
             if self.core.is_ack_due {
                 self.core.push_ack(frames);
@@ -455,6 +456,14 @@ impl Link {
 }
 
 impl Core {
+    /// A slot that was found damaged while the link is up is asked for when the next one begins.
+    fn check_slots(&self, env: Env<'_>) -> Result<(), LinkError> {
+        match env.store.first_damaged(ShardIndex(self.shard.0)) {
+            Some((slot, error)) if self.state == State::Stream => Err(LinkError::Slot { slot, error }),
+            _ => Ok(()),
+        }
+    }
+
     fn handle(&mut self, frame: &Frame<'_>, env: Env<'_>) -> Result<(), LinkError> {
         match (self.state, frame.kind) {
             (State::Handshake, Kind::Welcome) => return self.welcome(&Welcome::read(frame)?, env),

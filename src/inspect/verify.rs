@@ -19,7 +19,7 @@ const DIFFERENCES_SHOWN: usize = 5;
 const DAMAGED_SHOWN: usize = 20;
 
 fn open(directory: &Path) -> Result<Store, ToolError> {
-    let options = Options { private: true, quarantine: true, ..Options::default() };
+    let options = Options { private: true, ..Options::default() };
     Ok(Store::open(directory, options)?)
 }
 

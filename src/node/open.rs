@@ -87,8 +87,7 @@ pub(super) fn for_follower(
     leader: &mut LeaderAt,
     shards: Option<&config::ShardSet>,
 ) -> anyhow::Result<Option<Store>> {
-    // A damaged slot is set aside: the leader sends it again.
-    let found = Options { clock: Arc::clone(&base.clock), quarantine: true, ..Options::default() };
+    let found = Options { clock: Arc::clone(&base.clock), ..Options::default() };
     match Store::open(&base.data_dir, found.clone()) {
         Ok(store) => return Ok(Some(store)),
         Err(OpenError::Missing { .. }) => {}

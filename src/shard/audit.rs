@@ -3,7 +3,10 @@
 //! A damaged slot is set aside: its key leaves the index, no scan skips it, nothing reuses it. What is derived
 //! and does not fit its slot is put right.
 
-use crate::slot::{Seq, SlotError, SlotIndex};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use crate::slot::{Seq, SlotError, SlotIndex, Status};
 
 use super::digest::{DAMAGED_BLOCK, Word};
 use super::{Shard, Step};
@@ -20,6 +23,34 @@ pub enum Fault {
 }
 
 impl Shard {
+    /// A damaged slot that may hold a key which is not in the index; where it is known what the slot held, only
+    /// for that key.
+    #[must_use]
+    pub fn may_hide(&self, hash: u32) -> Option<&(SlotIndex, SlotError)> {
+        let may_hide = |slot| self.derived.digest.word(slot).may_have_held(hash).unwrap_or(true);
+        self.derived.damaged.iter().find(|(slot, _)| may_hide(*slot))
+    }
+
+    /// The damaged slot that is known to have held the key with this hash.
+    #[must_use]
+    pub fn damaged_holder(&self, hash: u32) -> Option<SlotIndex> {
+        self.derived.damaged_holder(hash)
+    }
+
+    /// Whether any slot is damaged, for readers that run beside the owner.
+    #[must_use]
+    pub fn damage_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.derived.has_damaged)
+    }
+
+    /// Makes a tombstone of a damaged slot, whatever it held; returns the bytes that rings get.
+    pub fn bury_damaged(&mut self, slot: SlotIndex, key: &[u8]) -> &[u8] {
+        assert!(self.derived.is_damaged(slot), "only what is lost is buried unread");
+        self.derived.free.insert(slot);
+        self.stage(slot, Status::Deleted, 0, key, &[]);
+        self.conclude(slot, key.len(), Some(Word::DELETED))
+    }
+
     /// What is wrong with a slot, unless that is known already.
     #[must_use]
     pub fn fault(&self, slot: SlotIndex) -> Option<Fault> {
@@ -59,7 +90,7 @@ impl Shard {
         self.seq = self.seq.max(self.slots.view(slot).map_or(Seq::ZERO, |view| view.seq()));
         if let Fault::Damaged(error) = fault {
             self.derived.free.remove(slot);
-            self.derived.damaged.push((slot, error.clone()));
+            self.derived.note_damage(slot, error.clone());
             self.derived.digest.set_block(slot, DAMAGED_BLOCK);
             return Ok(());
         }

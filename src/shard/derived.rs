@@ -2,6 +2,8 @@
 //! digest that an earlier process kept of them; the two ways give the same.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::region::Region;
 use crate::slot::{Seq, SlotError, SlotIndex, SlotView};
@@ -24,6 +26,8 @@ pub(super) struct Derived {
     pub(super) counts: Counts,
     /// Slots whose bytes were found damaged, and that nothing has replaced since.
     pub(super) damaged: Vec<(SlotIndex, SlotError)>,
+    /// Whether there are any, for readers that run beside the owner.
+    pub(super) has_damaged: Arc<AtomicBool>,
     /// Occupied slots found while the shard was opened, or got its tail back, whose key a newer slot held.
     pub(super) twins: Vec<SlotIndex>,
 }
@@ -37,6 +41,7 @@ impl Derived {
             digest: Digest::new(digest),
             counts: Counts::default(),
             damaged: Vec::new(),
+            has_damaged: Arc::default(),
             twins: Vec::new(),
         })
     }
@@ -122,7 +127,7 @@ impl Derived {
     #[cold]
     fn enter_damaged(&mut self, slots: &Slots, slot: SlotIndex) -> io::Result<()> {
         match slots.view(slot) {
-            Err(error) if self.damaged.len() <= DAMAGED_LEN_MAX => self.damaged.push((slot, error)),
+            Err(error) if self.damaged.len() <= DAMAGED_LEN_MAX => self.note_damage(slot, error),
             Err(_) => {}
             // It was healed, and the process killed before it could say so.
             Ok(view) => {
@@ -183,7 +188,19 @@ impl Derived {
     #[cold]
     fn forget_damage(&mut self, slot: SlotIndex) -> bool {
         self.damaged.retain(|(damaged, _)| *damaged != slot);
+        self.has_damaged.store(!self.damaged.is_empty(), Ordering::Relaxed);
         true
+    }
+
+    pub(super) fn note_damage(&mut self, slot: SlotIndex, error: SlotError) {
+        self.damaged.push((slot, error));
+        self.has_damaged.store(true, Ordering::Relaxed);
+    }
+
+    /// The damaged slot that held the key with this hash.
+    pub(super) fn damaged_holder(&self, hash: u32) -> Option<SlotIndex> {
+        let held = |slot: &SlotIndex| self.digest.word(*slot).may_have_held(hash) == Some(true);
+        self.damaged.iter().map(|(slot, _)| *slot).find(held)
     }
 
     /// Keeps the counts right for a slot that changes.

@@ -86,6 +86,11 @@ impl Word {
         self == Self::DAMAGED || self.0 & STATE_BITS == 3
     }
 
+    /// Whether a damaged slot may have held a key with this index hash; `None`: nobody knows what it held.
+    pub(super) fn may_have_held(self, hash: u32) -> Option<bool> {
+        (self != Self::DAMAGED).then_some(self.0 | STATE_BITS == hash | STATE_BITS)
+    }
+
     /// Whether the slot can take a new key.
     pub(super) fn is_vacant(self) -> bool {
         self == Self::FREE || self == Self::DELETED

@@ -240,6 +240,13 @@ impl Shard {
         let slot = match slot {
             Some(slot) => slot,
             None => {
+                if let Some(slot) = self.derived.damaged_holder(hash) {
+                    // What the key's slot held is lost, and replaced by this.
+                    self.derived.index.insert(hash, slot)?;
+                    self.stage(slot, Status::Occupied, expire_at, key, value);
+                    let word = Word::new(Status::Occupied, expire_at, hash);
+                    return Ok(self.conclude(slot, key.len() + value.len(), Some(word)));
+                }
                 let slot = match self.derived.free.first() {
                     Some(slot) => slot,
                     None => self.grow_for_one()?,
@@ -309,16 +316,25 @@ impl Shard {
         hash: u32,
         content_size: usize,
     ) -> &[u8] {
-        let size = HEADER_SIZE + content_size;
         let before = header_of(self.slots.bytes(slot));
+        // An overwrite leaves the slot's word as it is.
+        let keeps_word = before.is_some_and(|(before, expiry)| {
+            (before, status) == (Status::Occupied, Status::Occupied) && (expiry == 0) == (expire_at == 0)
+        });
+        self.conclude(slot, content_size, (!keeps_word).then(|| Word::new(status, expire_at, hash)))
+    }
+
+    /// As [`Shard::settle`]; `word` is what is to be kept of the slot, if that changes.
+    #[inline]
+    fn conclude(&mut self, slot: SlotIndex, content_size: usize, word: Option<Word>) -> &[u8] {
+        let size = HEADER_SIZE + content_size;
         self.finish_redo(slot, size);
         self.seq = self.seq.next();
         self.derived.digest.note(slot, self.seq);
-        // An overwrite leaves the slot's word as it is.
-        if before.is_none_or(|(before, expiry)| {
-            before != Status::Occupied || status != before || (expiry == 0) != (expire_at == 0)
-        }) {
-            self.derived.set_word(slot, Word::new(status, expire_at, hash));
+        if let Some(word) = word
+            && self.derived.set_word(slot, word)
+        {
+            self.derived.summarise(&self.slots, self.state.slots_formatted, slot);
         }
         // The digest is right before the next change declares this one's redo record void.
         compiler_fence(Ordering::SeqCst);

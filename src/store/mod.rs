@@ -77,11 +77,13 @@ pub(crate) struct Cell {
     index_buckets: AtomicUsize,
     index: IndexWindow,
     slots: Window,
+    /// While a slot is damaged, a key that is not found may have been there.
+    has_damaged: Arc<AtomicBool>,
 }
 
 impl Cell {
     fn new(shard: Shard) -> Self {
-        let (index, slots) = shard.windows();
+        let ((index, slots), has_damaged) = (shard.windows(), shard.damage_flag());
         let index_buckets = AtomicUsize::new(shard.index_buckets());
         let locked = Locked {
             shard,
@@ -94,7 +96,14 @@ impl Cell {
             audited: AtomicU64::new(0),
             mended: 0,
         };
-        Self { lock: RwLock::new(locked), version: AtomicU64::new(0), index_buckets, index, slots }
+        Self {
+            lock: RwLock::new(locked),
+            version: AtomicU64::new(0),
+            index_buckets,
+            index,
+            slots,
+            has_damaged,
+        }
     }
 }
 

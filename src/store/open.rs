@@ -16,7 +16,7 @@ use crate::region::{Region, allocate, create_file};
 use crate::shard::Shard;
 use crate::shard::header::{HeaderError, Identity, slots_offset};
 use crate::shard::recover::{Ending, Files, Host, RecoverError};
-use crate::slot::{Geometry, GeometryError, ShardIndex, SlotError, SlotIndex};
+use crate::slot::{Geometry, GeometryError, ShardIndex};
 
 use super::report::Reports;
 use super::{Cell, Store, digest_file, directory};
@@ -38,11 +38,8 @@ pub struct Options {
     pub clock: Arc<dyn Clock>,
     /// Source of names for terms of leadership.
     pub chance: Arc<dyn Chance>,
-    /// Open a shard that has damaged slots and keep them aside, instead of refusing it. For followers,
-    /// which get the slots again from their leader, and for tools.
-    pub quarantine: bool,
     /// A leader's store that an OS crash may have cost its last writes opens read-only, until
-    /// [`Store::end_regain`]: followers may be asked for them first. Damaged slots are kept aside until then.
+    /// [`Store::end_regain`]: followers may be asked for them first.
     pub regain: bool,
     /// Map the files privately: nothing that this process does reaches them. For tools.
     pub private: bool,
@@ -58,7 +55,6 @@ impl Default for Options {
             store_id: None,
             clock: Arc::new(SystemClock::new()),
             chance: Arc::new(SystemChance),
-            quarantine: false,
             regain: false,
             private: false,
             memory_slots: None,
@@ -138,18 +134,6 @@ pub enum OpenError {
         path: PathBuf,
         /// What is wrong with it.
         error: RecoverError,
-    },
-    /// A slot is damaged.
-    #[error("{path}: slot {slot} is damaged ({count} in this shard): {error}")]
-    Damaged {
-        /// The shard's file.
-        path: PathBuf,
-        /// First damaged slot.
-        slot: SlotIndex,
-        /// Damaged slots.
-        count: usize,
-        /// What is wrong with it.
-        error: SlotError,
     },
 }
 
@@ -427,11 +411,5 @@ fn open_shard(
     };
     let digest = digest.map_err(io_error(&digest_path, "map the file"))?;
     let shard = Shard::open(&path, Files { slots, digest }, wanted, host, visited);
-    let shard = shard.map_err(|error| recover_error(&path, error))?;
-    match shard.damaged().first() {
-        Some((slot, error)) if !options.quarantine => {
-            Err(OpenError::Damaged { slot: *slot, count: shard.damaged().len(), error: error.clone(), path })
-        }
-        _ => Ok(shard),
-    }
+    shard.map_err(|error| recover_error(&path, error))
 }

@@ -22,7 +22,7 @@ const COPY_WORDS_SMALL: usize = 16;
 /// Why a record was not read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
-    /// The slot that should hold it is damaged.
+    /// The slot that should hold it is damaged; or, where it is not known what that held, may have held it.
     #[error("shard {shard} slot {slot}: {error}")]
     Damaged {
         /// Its shard.
@@ -145,7 +145,14 @@ impl Locked {
         place: Place,
         key: &[u8],
     ) -> Result<(Option<SlotIndex>, Option<SlotView<'_>>), ReadError> {
-        let Some(slot) = self.shard.find(place.hash, key) else { return Ok((None, None)) };
+        let Some(slot) = self.shard.find(place.hash, key) else {
+            return match self.shard.may_hide(place.hash) {
+                Some((slot, error)) => {
+                    Err(ReadError::Damaged { shard: place.shard, slot: *slot, error: error.clone() })
+                }
+                None => Ok((None, None)),
+            };
+        };
         let damaged = |error| ReadError::Damaged { shard: place.shard, slot, error };
         let view = self.shard.view(slot).map_err(damaged)?;
         Ok((Some(slot), Some(view).filter(|view| !store.is_expired(view.expire_at()))))
@@ -229,7 +236,7 @@ impl Store {
     /// A shard's lock for a client's write: looked at again under the lock, so that after
     /// [`Store::stop_writes`] there is none.
     #[inline]
-    fn writable(&self, shard: ShardIndex) -> Result<Exclusive<'_>, WriteError> {
+    pub(super) fn writable(&self, shard: ShardIndex) -> Result<Exclusive<'_>, WriteError> {
         let locked = self.exclusive(shard);
         if self.is_read_only() { Err(self.refusal()) } else { Ok(locked) }
     }
@@ -276,7 +283,10 @@ impl Store {
         let mut words = [0; WORDS];
         let words = &mut words[..self.stride / 8];
         let Ok(slot) = self.copy_slot(self.cell(place.shard), place.hash, key, words) else { return Err(f) };
-        let Some(slot) = slot else { return Ok(Ok(f(None))) };
+        let Some(slot) = slot else {
+            let is_sure = !self.cell(place.shard).has_damaged.load(Ordering::Relaxed);
+            return if is_sure { Ok(Ok(f(None))) } else { Err(f) };
+        };
         let view = match SlotView::check(&self.geometry, place.shard, slot, bytes_of(words)) {
             Ok(view) => view,
             Err(error) => return Ok(Err(ReadError::Damaged { shard: place.shard, slot, error })),
@@ -459,10 +469,13 @@ impl Store {
         Ok(())
     }
 
-    /// Removes a record; false if there was none.
+    /// Removes a record, also one whose slot is damaged; false if there was none.
     pub fn delete(&self, key: &[u8]) -> Result<bool, WriteError> {
         let delete = |entry: Option<Entry<'_>>, _: &mut Vec<u8>| (Change::Delete, entry.is_some());
-        self.update(key, delete)
+        match self.update(key, delete) {
+            Err(WriteError::Read(ReadError::Damaged { .. })) if self.bury_damaged(key)? => Ok(true),
+            done => done,
+        }
     }
 
     /// Read-modify-write under the shard's exclusive lock; `f` must not call the store. It gets the live record, if there is one,
@@ -532,12 +545,17 @@ impl Store {
         })
     }
 
-    /// Deletes every record, as ordinary changes; says how many.
+    /// Deletes every record, as ordinary changes, and what damaged slots may hold; says how many records.
     pub fn clear(&self) -> Result<u64, WriteError> {
         if self.is_read_only() {
             return Err(self.refusal());
         }
-        Ok(self.shards().map(|shard| self.delete_where(shard, SlotIndex(0), u32::MAX, |_| true).0).sum())
+        let delete_all = |shard| self.delete_where(shard, SlotIndex(0), u32::MAX, |_| true).0;
+        let deleted = self.shards().map(delete_all).sum();
+        for shard in self.shards() {
+            self.bury_all_damaged(shard)?;
+        }
+        Ok(deleted)
     }
 
     /// Deletes expired records among at most `slots_max` slots from `from` on; says how many, and where

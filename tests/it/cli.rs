@@ -321,8 +321,7 @@ fn foreign_newer_and_truncated_shard_files_are_refused_untouched_and_a_damaged_s
     });
     assert_eq!(node.client().call(&["DBSIZE"]), crate::harness::Reply::Integer(499));
     assert!(node.terminate().0.success());
-    // Once it is known, such a leader does not start.
-    assert_fails(&leader(&data, &[]), 1, &[&name, "slot", "damaged", "checksum"]);
+    assert!(node.log().contains("damaged slot set aside"), "{}", node.log());
     std::fs::write(&file, &good).expect("write");
     node.restart();
     assert_eq!(node.client().call(&["DBSIZE"]), crate::harness::Reply::Integer(500));
