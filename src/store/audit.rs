@@ -88,7 +88,6 @@ impl Store {
 mod tests {
     use super::*;
     use crate::slot::Seq;
-    use crate::store::ReadError;
     use crate::store::tests::{assert_equal, geometry, memory, reopened, sync};
 
     /// A store of ten records, the third of which is damaged; what was kept of it is there, or not.

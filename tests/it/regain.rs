@@ -16,7 +16,7 @@ fn forget_boot(directory: &Path) {
         let mut bytes = std::fs::read(&path).expect("reads");
         for copy in [256, 3584].map(|offset| offset..offset + 3200) {
             let copy = &mut bytes[copy];
-            let size = 72 + 24 * usize::from(u16::from_le_bytes([copy[56], copy[57]]));
+            let size = 80 + 24 * usize::from(u16::from_le_bytes([copy[56], copy[57]]));
             copy[24] ^= 0xFF;
             let crc = crc32fast::hash(&copy[4..size]);
             copy[..4].copy_from_slice(&crc.to_le_bytes());

@@ -174,7 +174,11 @@ impl Stage {
             Moment::FirstScan | Moment::FollowerRestartsInScan | Moment::LeaderRestartsInScan => {
                 self.reach_on_the_way(Which::ScanBatch(4), "scan")
             }
-            Moment::AckStall => self.reach_on_the_way(Which::Acks, "scan"),
+            Moment::AckStall => {
+                self.reach_on_the_way(Which::Acks, "scan");
+                // An Ack may be of a Welcome: a shard that has taken no slot yet is owed a full scan again.
+                wait_until("every shard has taken slots", PATIENCE, || self.has_scanned(1));
+            }
             Moment::ScanEnd => self.reach_on_the_way(Which::ScanDone, "catch_up"),
             Moment::Seam => self.reach_on_the_way(Which::BehindScanDone, "catch_up"),
             Moment::Stream | Moment::FollowerRestarts | Moment::LeaderRestarts => {
@@ -200,7 +204,7 @@ impl Stage {
                 relay.seen().held.load(Relaxed) >= self.setting.shards.into() && self.has_phase(phase)
             }),
             Link::Net(_) if phase == "scan" => {
-                wait_until("every shard has taken a part of its scan", PATIENCE, || self.has_scanned());
+                wait_until("every shard has taken a part of its scan", PATIENCE, || self.has_scanned(1_000));
             }
             // Shards of a slow network do not come to it together.
             Link::Net(_) => wait_until(phase, PATIENCE, || self.count_in(phase) > 0),
@@ -215,11 +219,11 @@ impl Stage {
         })
     }
 
-    /// Whether the follower has taken slots of a scan in every shard.
-    fn has_scanned(&self) -> bool {
+    /// Whether the follower has taken so many slots of a scan in every shard.
+    fn has_scanned(&self, slots: u64) -> bool {
         let status = self.follower.as_ref().expect("the follower was started").status();
         let shards = status["shards"].as_array().expect("shards");
-        shards.iter().all(|shard| shard["scan"]["slots"].as_u64() > Some(1_000))
+        shards.iter().all(|shard| shard["scan"]["slots"].as_u64() >= Some(slots))
     }
 
     /// Whether the follower lacks so many changes that were sent.
