@@ -564,7 +564,9 @@ impl World {
         let store = &self.nodes[leader].store;
         let is_behind = store.shards().any(|shard| store.epoch_seen(shard) < epoch);
         // Nobody gives data up for an empty leader, unless it is promoted.
-        let is_held = |shard| self.nodes.iter().any(|node| node.store.extent(shard).1 > 0);
+        // What a leader sent before a power cut may still be on its way to a follower.
+        let is_cut = self.scenario.power_percent > 0;
+        let is_held = |shard| is_cut || self.nodes.iter().any(|node| node.store.extent(shard).1 > 0);
         let is_empty = store.shards().any(|shard| store.head(shard) == Seq::ZERO && is_held(shard));
         if is_empty || is_behind || store.is_read_only() {
             self.nodes[leader].lead(&mut self.histories, |store| store.lead_past(epoch).unwrap());
