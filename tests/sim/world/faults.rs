@@ -155,6 +155,10 @@ impl World {
             let waiting = self.nodes[number].leading().map_or(0, |leading| leading.ends.len());
             self.empty_hellos += waiting as u64;
         }
+        let leading = self.nodes[number].leading();
+        let ends: Vec<_> = leading.map_or_else(Vec::new, |leading| {
+            leading.ends.iter().map(|(_, connection)| connection.clone()).collect()
+        });
         // Links that waited for this are answered now.
         for node in 0..self.nodes.len() {
             let shared: Vec<_> = match &self.nodes[node].role {
@@ -164,7 +168,12 @@ impl World {
                 }
                 _ => continue,
             };
-            self.nodes[node].lanes().iter_mut().zip(shared).for_each(|(lane, shared)| lane.shared = shared);
+            for (lane, shared) in self.nodes[node].lanes().iter_mut().zip(shared) {
+                // What came before the crash on a link that ended with it is still to be read.
+                if lane.end.as_ref().is_some_and(|(_, end)| ends.iter().any(|other| other.is_same(end))) {
+                    lane.shared = shared;
+                }
+            }
         }
     }
 }
