@@ -351,7 +351,8 @@ impl Link {
                     Kind::Want => attached.want(Want::read(&frame)?, env)?,
                     kind => return Err(LinkError::Unexpected { kind }),
                 },
-                State::Ending { .. } => return Err(LinkError::Unexpected { kind: frame.kind }),
+                // It was on its way when a follower that gave back what it had was refused.
+                State::Ending { .. } => {}
             }
         }
         if is_attaching && matches!(self.state, State::Regaining(_)) {
