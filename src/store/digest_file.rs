@@ -37,3 +37,40 @@ pub(super) fn copy(path: &Path, slots: u32, slots_max: u32) -> io::Result<Region
     }
     Region::anonymous(needed, digest_size(slots_max).max(needed))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Options, Store, directory};
+    use crate::shard::Doubt;
+    use crate::slot::{Geometry, ShardIndex};
+
+    #[test]
+    #[cfg_attr(miri, ignore = "maps files")]
+    fn a_store_serves_without_a_file_for_its_digest() {
+        let root = tempfile::tempdir().unwrap();
+        let geometry = Geometry { shard_count: 1, key_size_max: 8, value_size_max: 8, shard_prefix_bits: 0 };
+        let shard = ShardIndex(0);
+        let store = Store::open(root.path(), Options::create(geometry)).unwrap();
+        store.put(b"key", b"value").unwrap();
+        store.close().unwrap();
+        drop(store);
+        let file = directory::shards_path(root.path()).join(directory::digest_file(shard));
+        std::fs::remove_file(&file).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        for number in 0..3_u32 {
+            let store = Store::open(root.path(), Options::default()).unwrap();
+            assert_eq!(store.doubt(shard), Some(Doubt::Header));
+            assert_eq!(store.get(b"key").unwrap().as_deref(), Some(&b"value"[..]));
+            // Beyond what it held when it was opened.
+            for key in 0..4_000 {
+                store.put(&(key + number * 4_000).to_le_bytes(), b"more").unwrap();
+            }
+            store.check().unwrap();
+            store.close().unwrap();
+        }
+        std::fs::remove_dir(&file).unwrap();
+        drop(Store::open(root.path(), Options::default()).unwrap());
+        let store = Store::open(root.path(), Options::default()).unwrap();
+        assert_eq!(store.doubt(shard), None);
+    }
+}

@@ -156,7 +156,9 @@ fn reserve(geometry: &Geometry) -> usize {
 }
 
 impl Store {
-    /// Opens the store in `path`, or makes one, as the options say.
+    /// Opens the store in `path`, or makes one, as the options say. After an orderly close, and after a kill
+    /// on the same machine, its slots are not looked at: [`Store::audit`] does that beside everything else.
+    /// What is damaged is never served; see [`Store::damaged`].
     pub fn open(path: &Path, options: Options) -> Result<Self, OpenError> {
         if let Some(geometry) = &options.geometry {
             geometry.check()?;

@@ -13,6 +13,9 @@ const DEADLINE: Duration = Duration::from_secs(120);
 fn forget_boot(directory: &Path) {
     for entry in std::fs::read_dir(directory.join("shards")).expect("lists") {
         let path = entry.expect("lists").path();
+        if path.extension().is_none_or(|extension| extension != "slots") {
+            continue;
+        }
         let mut bytes = std::fs::read(&path).expect("reads");
         for copy in [256, 3584].map(|offset| offset..offset + 3200) {
             let copy = &mut bytes[copy];
