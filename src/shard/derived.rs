@@ -15,8 +15,9 @@ use super::recover::DAMAGED_LEN_MAX;
 use super::slots::Slots;
 use super::{BLOCK_SLOTS, Counts};
 
-// Words entered together: their buckets are on their way from memory meanwhile.
-const BATCH: u32 = BLOCK_SLOTS;
+// Words entered together, some blocks' and never more than a chunk's rest: their buckets are on their way from
+// memory meanwhile.
+const BATCH: u32 = 8 * BLOCK_SLOTS;
 
 #[derive(Debug)]
 pub(super) struct Derived {
@@ -52,8 +53,8 @@ impl Derived {
         let mut words = [Word::FREE; BATCH as usize];
         for first in (0..count).step_by(BATCH as usize) {
             let len = BATCH.min(count - first) as usize;
-            let mut summary = 0;
             for (slot, word) in (first..count).map(SlotIndex).zip(&mut words) {
+                let mut summary = if slot.0 % BLOCK_SLOTS == 0 { 0 } else { self.digest.block(slot) };
                 match slots.view(slot) {
                     Ok(view) => {
                         *word = self.word_of(slots, &view);
@@ -62,8 +63,8 @@ impl Derived {
                     Err(_) => (*word, summary) = (Word::DAMAGED, DAMAGED_BLOCK),
                 }
                 self.digest.set_word(slot, *word);
+                self.digest.set_block(slot, summary);
             }
-            self.digest.set_block(SlotIndex(first), summary);
             self.enter(slots, SlotIndex(first), &words[..len])?;
             if first % 4096 == 0 {
                 visited((count - first).min(4096));
