@@ -63,16 +63,16 @@ impl Shard {
         };
         let hash = self.geometry().place(view.key()).hash;
         let word = Word::of(&view, hash);
-        let is_found = || match self.find(hash, view.key()) {
-            Some(found) if found == slot => true,
-            Some(other) => self.slots.seq(other) > Some(view.seq()),
-            // What a rewind replaces is in no index.
-            None => matches!(self.progress.step, Step::Rewind { .. }),
+        // What a rewind replaces is in no index.
+        let is_rewinding = matches!(self.progress.step, Step::Rewind { .. });
+        let is_found = || {
+            let found = self.find(hash, view.key());
+            found == Some(slot) || found.is_some_and(|other| self.slots.seq(other) > Some(view.seq()))
         };
         let fits = self.derived.digest.word(slot) == word
             && self.derived.digest.block(slot) >= view.seq().0
             && self.derived.free.contains(slot) == word.is_vacant()
-            && (word.key_hash().is_none() || is_found());
+            && (word.key_hash().is_none() || is_rewinding || is_found());
         (!fits).then_some(Fault::Misfit)
     }
 

@@ -314,7 +314,8 @@ impl Shard {
     #[must_use]
     pub fn files_on_disk(&self) -> Files {
         let digest = self.derived.digest.region();
-        let Some((mut region, digest)) = self.slots.region.after_power_cut().zip(digest.after_power_cut()) else {
+        let Some((mut region, digest)) = self.slots.region.after_power_cut().zip(digest.after_power_cut())
+        else {
             return self.copy_files();
         };
         for slot in (0..self.slots_formatted()).map(SlotIndex) {

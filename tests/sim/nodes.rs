@@ -203,8 +203,17 @@ impl Node {
         leading.recorder = Recorder::begin(histories, store, left);
     }
 
+    /// An audit finds nothing to mend, whatever the node is in the middle of.
+    fn assert_sound(&self) {
+        for shard in self.store.shards() {
+            let faults = self.store.audit(shard, SlotIndex(0), u32::MAX).faults;
+            assert!(faults.is_empty(), "{}: shard {shard}: {faults:?}", self.name);
+        }
+    }
+
     /// The process is killed and starts again in the same role.
     pub(crate) fn restart(&mut self, histories: &mut Histories, is_orderly: bool) {
+        self.assert_sound();
         self.cut();
         if is_orderly {
             self.store.close().unwrap();
@@ -225,6 +234,7 @@ impl Node {
             reopen(&mut self.store);
             self.store.set_read_only(true);
         }
+        self.assert_sound();
     }
 
     pub(crate) fn advance(&self, by: Duration) {
