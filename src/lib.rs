@@ -29,6 +29,8 @@ pub mod wal;
 pub mod wire;
 
 #[cfg(feature = "server")]
+pub mod backup;
+#[cfg(feature = "server")]
 pub mod config;
 #[cfg(feature = "server")]
 pub mod http;
@@ -44,6 +46,8 @@ pub mod resp;
 pub mod signals;
 #[cfg(feature = "server")]
 pub mod status;
+#[cfg(feature = "server")]
+mod watch;
 
 pub use slot::{Geometry, Seq, ShardIndex, SlotIndex};
 pub use store::{Change, Entry, Options, Store};

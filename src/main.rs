@@ -2,11 +2,12 @@
 //!
 //! Exit codes: 0 done, 1 failure or a difference found, 2 bad usage; one line on standard error says why.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 
+use slotstream::backup;
 use slotstream::config::{self, Command, ParseError};
 use slotstream::inspect::{self, Verdict};
 use slotstream::stop::Stop;
@@ -41,7 +42,6 @@ fn main() -> ExitCode {
 
 /// One line on standard error; where nobody takes it, the exit code must do.
 fn complain(line: &str) {
-    use std::io::Write as _;
     drop(writeln!(io::stderr(), "slotstream: {line}"));
 }
 
@@ -92,6 +92,12 @@ fn run(command: Command) -> anyhow::Result<Verdict> {
                 Some(other) => inspect::verify::compare(&options.directory, other, options.json, &mut out)?,
             });
         }
+        Command::Backup(options) => {
+            let request =
+                backup::Request { leader: &options.leader, to: &options.to, since: options.since.as_deref() };
+            writeln!(out, "{}", backup::take(request)?)?;
+        }
+        Command::Restore(options) => writeln!(out, "{}", backup::restore(&options.backups, &options.to)?)?,
         Command::Demo(options) => {
             let stop = Stop::new();
             signals::set_on_signals(&stop).context("signals cannot be handled")?;

@@ -42,6 +42,10 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Check all data of a stopped node, or compare a leader's directory with a follower's; changes nothing.
     Verify(VerifyArgs),
+    /// Back up a running leader's store, without stopping its writers.
+    Backup(BackupArgs),
+    /// Make a data directory from a backup and the incremental ones after it.
+    Restore(RestoreArgs),
     /// Start a leader and followers in a temporary directory, write, cut them off and compare them.
     Demo(DemoArgs),
     /// Send SET and then GET commands to a running leader and print how many it answered, and how fast.
@@ -238,6 +242,37 @@ pub struct VerifyArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `slotstream backup`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each shard is in the backup exactly as the leader had it at one moment; manifest.json tells its seq. A directory
+without manifest.json is an unfinished backup: the same command begins it again.")]
+pub struct BackupArgs {
+    /// The leader's replication address (its --replication-listen)
+    #[arg(value_name = "HOST:PORT", value_parser = value::host_port)]
+    pub leader: String,
+    /// Directory of the backup; made if it does not exist
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// An earlier backup: take only what changed since, which then needs that one to be restored
+    #[arg(long, value_name = "DIR")]
+    pub since: Option<PathBuf>,
+}
+
+/// `slotstream restore`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+All checksums are checked. The directory is that of a follower: started with `slotstream follower` it gets from
+its leader only what changed since the backup; `slotstream leader --promote` leads from it, in a new epoch.")]
+pub struct RestoreArgs {
+    /// A full backup, then the incremental ones after it in the order they were taken
+    #[arg(required = true, value_name = "BACKUP")]
+    pub backups: Vec<PathBuf>,
+    /// The new data directory: empty, or not there yet
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
 }
 
 /// `slotstream demo`.

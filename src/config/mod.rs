@@ -10,8 +10,8 @@ mod replication;
 mod value;
 
 pub use args::{
-    BenchArgs, Cli, Command, Common, DemoArgs, Follower, InspectArgs, Lead, Leader, LogFormat, PromoteArgs,
-    StatusArgs, SwitchoverArgs, VerifyArgs,
+    BackupArgs, BenchArgs, Cli, Command, Common, DemoArgs, Follower, InspectArgs, Lead, Leader, LogFormat,
+    PromoteArgs, RestoreArgs, StatusArgs, SwitchoverArgs, VerifyArgs,
 };
 pub use overlay::{ParseError, parse};
 pub use replication::{Replication, SyncLevel, YesNo};

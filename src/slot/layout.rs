@@ -103,7 +103,7 @@ impl Status {
 }
 
 /// A store's fixed sizes. All its shards share them, and so do its followers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Geometry {
     /// Shards, 1 to [`SHARD_COUNT_MAX`].
     pub shard_count: u16,

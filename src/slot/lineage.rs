@@ -10,7 +10,7 @@ use crate::planted::{Bug, is_planted};
 use super::Seq;
 
 /// A term of leadership that a shard has lived through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Term {
     /// Number of the promotion that it belongs to.
     pub epoch: u64,

@@ -10,20 +10,20 @@ use crate::harness::{
 
 /// A small file system, unmounted on drop. Its root is the data directory, so that what the harness
 /// keeps beside that lies on another disk.
-struct Mount {
-    directory: PathBuf,
+pub(crate) struct Mount {
+    pub(crate) directory: PathBuf,
     _parent: tempfile::TempDir,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Kind {
+pub(crate) enum Kind {
     Tmpfs,
     Ext4,
 }
 
 impl Mount {
     /// `None` (said loudly) where mounting is not permitted.
-    fn new(kind: Kind, mib: u32) -> Option<Self> {
+    pub(crate) fn new(kind: Kind, mib: u32) -> Option<Self> {
         let parent = tempfile::tempdir().expect("temp dir");
         let directory = parent.path().join("mount");
         std::fs::create_dir(&directory).expect("mount point");

@@ -1,0 +1,53 @@
+//! Floor 5: backups of a running leader's store, and data directories made of them.
+//!
+//! A backup is taken as a follower takes a shard: a scan, then the stream until the state is exactly the
+//! leader's at a seq. So no writer stops, nothing is forked, and a backup that is slow costs the leader what
+//! a slow follower costs. A record goes to the file as it comes; a slot that changed meanwhile is in the file
+//! more than once, and the restore keeps the newest. [`take()`] makes a backup, [`restore()`] a data directory.
+//!
+//! A backup is a directory: `NNNN.backup` per shard ([`blocks`]), and `manifest.json` ([`manifest`]), which is
+//! written last. Without a manifest it is no backup. An incremental one holds what changed, deletions too,
+//! since the seqs of the backup that it names as its base.
+
+pub mod blocks;
+pub mod manifest;
+mod pull;
+pub mod restore;
+pub mod take;
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use crate::store::directory;
+
+pub use manifest::{Manifest, ManifestError};
+pub use pull::PullError;
+pub use restore::{RestoreError, Restored, restore};
+pub use take::{BackupError, Request, Taken, take};
+
+/// A file or directory that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: cannot {action}: {error}")]
+pub struct FileError {
+    /// Which one.
+    pub path: PathBuf,
+    /// What was tried.
+    pub action: &'static str,
+    /// What the system said.
+    pub error: io::Error,
+}
+
+/// Makes a directory, durably, unless it is there.
+fn make_directory(path: &Path) -> Result<(), FileError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(path).map_err(file_error(path, "create it"))?;
+    let parent = path.canonicalize().map(|path| path.parent().unwrap_or(Path::new("/")).to_owned());
+    parent.and_then(|parent| directory::sync(&parent)).map_err(file_error(path, "sync its parent"))
+}
+
+fn file_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.to_owned();
+    move |error| FileError { path, action, error }
+}

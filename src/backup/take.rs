@@ -1,0 +1,295 @@
+//! Taking a backup: some shards at a time, and the manifest once every file is durable.
+//!
+//! Always true: a directory that holds a manifest is left alone; what an unfinished backup left is removed.
+
+use std::fmt;
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use crate::clock::{Clock, SystemClock};
+use crate::follower::{LeaderInfo, ProbeError, probe};
+use crate::slot::{Seq, ShardIndex};
+use crate::units;
+use crate::watch::{Counts, Watch};
+
+use super::blocks::BlockWriter;
+use super::manifest::{MANIFEST_FILE, MANIFEST_FILE_NEW, Manifest, ManifestError, ShardEntry, shard_file};
+use super::pull::{Figures, PullError, Wanted, pull};
+use super::{FileError, file_error, make_directory};
+
+/// Shards taken at one time: more are no faster on one disk.
+const THREADS_MAX: usize = 4;
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A shard whose connection broke is begun again so often.
+const ATTEMPTS_MAX: u32 = 3;
+const ATTEMPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// What to back up, and where to.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// The leader's replication address, `HOST:PORT`.
+    pub leader: &'a str,
+    /// The backup's directory; made if it is not there.
+    pub to: &'a Path,
+    /// An earlier backup: only what changed since is taken.
+    pub since: Option<&'a Path>,
+}
+
+/// A backup that is whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// What it holds.
+    pub manifest: Manifest,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl fmt::Display for Taken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sum = |of: fn(&ShardEntry) -> u64| self.manifest.shards.iter().map(of).sum::<u64>();
+        let (raw, packed) = (sum(|entry| entry.contents.raw_bytes), sum(|entry| entry.contents.file_bytes));
+        let kind = if self.manifest.base.is_some() { "incremental" } else { "full" };
+        write!(
+            f,
+            "{kind} backup {} of store {}: {} records in {} shards, {}, packed to {}, in {:.1} s",
+            self.manifest.backup_id,
+            self.manifest.store_id,
+            units::count(sum(|entry| entry.contents.records)),
+            self.manifest.geometry.shard_count,
+            units::bytes(raw),
+            units::bytes(packed),
+            self.elapsed.as_secs_f64()
+        )
+    }
+}
+
+/// Why there is no backup.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// The leader could not be asked who it is.
+    #[error("{error}{}", named_leader(.error))]
+    Probe {
+        /// Why not.
+        #[from]
+        error: ProbeError,
+    },
+    /// A shard could not be taken.
+    #[error("shard {shard}: {error}")]
+    Shard {
+        /// Which.
+        shard: ShardIndex,
+        /// Why not.
+        error: PullError,
+    },
+    /// The base is no backup.
+    #[error("--since: {0}")]
+    Base(ManifestError),
+    /// The base is of another store.
+    #[error("--since: {path} is a backup of store {found}, the leader's is {wanted}")]
+    OtherStore {
+        /// The base.
+        path: PathBuf,
+        /// Its store.
+        found: Uuid,
+        /// The leader's.
+        wanted: Uuid,
+    },
+    /// The base is of a newer epoch.
+    #[error(
+        "--since: {path} was taken in epoch {found}, this leader is in epoch {wanted}: another one has replaced it"
+    )]
+    OldLeader {
+        /// The base.
+        path: PathBuf,
+        /// Its epoch.
+        found: u64,
+        /// The leader's.
+        wanted: u64,
+    },
+    /// Somebody else's files are there.
+    #[error("{path}: holds {found:?}; a backup wants a directory of its own")]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+        /// One of them.
+        found: String,
+    },
+    /// A backup is there already.
+    #[error("{path}: holds a backup already")]
+    Whole {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Another backup is being written there.
+    #[error("{path}: another process writes a backup there")]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// A follower that was asked knows whom to ask.
+fn named_leader(error: &ProbeError) -> String {
+    match error {
+        ProbeError::Refused { refuse, .. } => {
+            refuse.leader.as_ref().map(|leader| format!("; its leader is at {leader}")).unwrap_or_default()
+        }
+        _ => String::new(),
+    }
+}
+
+/// Takes a backup of a running leader's store.
+pub fn take(request: Request<'_>) -> Result<Taken, BackupError> {
+    let clock = SystemClock::new();
+    let created_at_ms = clock.unix_ms();
+    let base = request.since.map(Manifest::read).transpose().map_err(BackupError::Base)?;
+    let leader = probe(request.leader, PROBE_TIMEOUT)?;
+    if let (Some(base), Some(path)) = (&base, request.since) {
+        check_base(base, path, &leader)?;
+    }
+    let to = request.to;
+    make_directory(to)?;
+    let _lock = lock(to)?;
+    clear(to)?;
+    let backup_id = Uuid::new_v4();
+    let taken = take_shards(request.leader, &leader, base.as_ref(), (to, backup_id));
+    if taken.is_err() {
+        // Give the space back; the first error is the one to report.
+        drop(clear(to));
+    }
+    let shards = taken?;
+    let (base, store) = (base.map(|base| base.backup_id), (leader.store_id, leader.geometry));
+    let manifest = Manifest::new(backup_id, base, created_at_ms, store, shards);
+    manifest.write(to)?;
+    Ok(Taken { manifest, elapsed: clock.monotonic() })
+}
+
+fn check_base(base: &Manifest, path: &Path, leader: &LeaderInfo) -> Result<(), BackupError> {
+    let path = path.to_owned();
+    if (base.store_id, base.geometry) != (leader.store_id, leader.geometry) {
+        return Err(BackupError::OtherStore { path, found: base.store_id, wanted: leader.store_id });
+    }
+    // A leader that is told of a newer epoch takes no more writes. That is for followers to tell it.
+    let found = base.shards.iter().map(|entry| entry.epoch).max().unwrap_or(0);
+    if found > leader.epoch {
+        return Err(BackupError::OldLeader { path, found, wanted: leader.epoch });
+    }
+    Ok(())
+}
+
+/// Holds the directory for as long as the file is open; leaves no file in it.
+fn lock(to: &Path) -> Result<File, BackupError> {
+    let directory = File::open(to).map_err(file_error(to, "open it"))?;
+    match directory.try_lock() {
+        Ok(()) => Ok(directory),
+        Err(TryLockError::WouldBlock) => Err(BackupError::InUse { path: to.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(file_error(to, "lock it")(error).into()),
+    }
+}
+
+/// Removes what an unfinished backup left, if nothing else is there.
+fn clear(to: &Path) -> Result<(), BackupError> {
+    let mut ours = Vec::new();
+    for entry in fs::read_dir(to).map_err(file_error(to, "list it"))? {
+        let entry = entry.map_err(file_error(to, "list it"))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let digits = name.strip_suffix(".backup").unwrap_or("");
+        let is_shard = digits.len() >= 4 && digits.bytes().all(|byte| byte.is_ascii_digit());
+        match name.as_str() {
+            MANIFEST_FILE => return Err(BackupError::Whole { path: to.to_owned() }),
+            // A file system's own directory is nobody's file.
+            "lost+found" => {}
+            _ if is_shard || name == MANIFEST_FILE_NEW => ours.push(entry.path()),
+            _ => return Err(BackupError::NotEmpty { path: to.to_owned(), found: name }),
+        }
+    }
+    for path in ours {
+        fs::remove_file(&path).map_err(file_error(&path, "remove what an unfinished backup left"))?;
+    }
+    Ok(())
+}
+
+fn take_shards(
+    address: &str,
+    leader: &LeaderInfo,
+    base: Option<&Manifest>,
+    (to, backup_id): (&Path, Uuid),
+) -> Result<Vec<ShardEntry>, BackupError> {
+    let shard_count = leader.geometry.shard_count;
+    let (figures, next) = (Figures::default(), AtomicUsize::new(0));
+    let (entries, failed) = (Mutex::new(Vec::new()), Mutex::new(None));
+    let work = || {
+        let index = || u16::try_from(next.fetch_add(1, Relaxed)).ok().filter(|index| *index < shard_count);
+        while let Some(shard) = index().map(ShardIndex) {
+            let held = base.and_then(|base| base.shards.get(usize::from(shard.0)));
+            let (since, lineage) = held.map(|held| (Seq(held.seq), held.lineage.clone())).unwrap_or_default();
+            let wanted = Wanted { backup_id, shard, since, lineage };
+            match take_shard(address, leader, &wanted, to, &figures) {
+                Ok(entry) => entries.lock().push(entry),
+                Err(error) => {
+                    // The first one is why the others stop.
+                    failed.lock().get_or_insert(BackupError::Shard { shard, error });
+                    figures.is_stopped.store(true, Relaxed);
+                    return;
+                }
+            }
+        }
+    };
+    let counts = || Counts {
+        done: figures.slots.load(Relaxed),
+        total: figures.slots_total.load(Relaxed),
+        records: figures.records.load(Relaxed),
+        bytes: figures.bytes.load(Relaxed),
+    };
+    thread::scope(|scope| {
+        let threads = THREADS_MAX.min(usize::from(shard_count));
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        Watch::new("backup", "slots").while_running(&workers, counts);
+    });
+    if let Some(error) = failed.into_inner() {
+        return Err(error);
+    }
+    let mut entries = entries.into_inner();
+    entries.sort_by_key(|entry| entry.shard);
+    Ok(entries)
+}
+
+fn take_shard(
+    address: &str,
+    leader: &LeaderInfo,
+    wanted: &Wanted,
+    to: &Path,
+    figures: &Figures,
+) -> Result<ShardEntry, PullError> {
+    let path = to.join(shard_file(wanted.shard));
+    let mut attempt = 1;
+    loop {
+        let mut target = BlockWriter::create(&path)?;
+        match pull(address, leader, wanted, &mut target, figures) {
+            Ok(pulled) => {
+                let contents = target.finish()?;
+                return Ok(ShardEntry {
+                    shard: wanted.shard.0,
+                    since: wanted.since.0,
+                    seq: pulled.seq.0,
+                    epoch: pulled.epoch,
+                    lineage: pulled.lineage,
+                    contents,
+                });
+            }
+            Err(error) if error.is_temporary() && attempt < ATTEMPTS_MAX => attempt += 1,
+            Err(error) => return Err(error),
+        }
+        fs::remove_file(&path).map_err(file_error(&path, "begin it again"))?;
+        thread::sleep(ATTEMPT_PAUSE);
+    }
+}
