@@ -310,3 +310,33 @@ fn publish(unfinished: &Path, to: &Path) -> Result<(), FileError> {
     drop(fs::remove_dir_all(unfinished));
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOLDEN_SHARD: &str = include_str!("../../tests/data/backup_v1.hex");
+    const GOLDEN_MANIFEST: &str = include_str!("../../tests/data/backup_v1.json");
+
+    #[test]
+    fn a_backup_of_the_first_format_is_restored() {
+        let directory = tempfile::tempdir().expect("temp dir");
+        let (backup, to) = (directory.path().join("backup"), directory.path().join("to"));
+        fs::create_dir(&backup).expect("makes the directory");
+        let words = GOLDEN_SHARD.lines().flat_map(|line| line.split(' ').skip(1));
+        let bytes: Vec<u8> = words.map(|word| u8::from_str_radix(word, 16).expect("hex")).collect();
+        fs::write(backup.join("0000.backup"), bytes).expect("writes");
+        fs::write(backup.join("manifest.json"), GOLDEN_MANIFEST).expect("writes");
+        let restored = restore(&[backup], &to).expect("restores");
+        assert_eq!(restored.records, 2);
+        let store = Store::open(&to, Options::default()).expect("opens");
+        assert_eq!(store.store_id(), restored.manifest.store_id);
+        let shard = ShardIndex(0);
+        assert_eq!((store.head(shard), store.progress(shard).seq), (Seq(4), Seq(4)));
+        assert_eq!(store.lineage(shard), restored.manifest.shards[0].lineage);
+        assert_eq!(store.get(b"kept").expect("reads"), Some(b"one".to_vec()));
+        assert_eq!(store.get(b"gone").expect("reads"), None);
+        let found = store.read(b"expires", |entry| (entry.value.to_vec(), entry.expire_at)).expect("reads");
+        assert_eq!(found, Some((b"two".to_vec(), 4_102_444_800_000)));
+    }
+}
