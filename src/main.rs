@@ -98,6 +98,18 @@ fn run(command: Command) -> anyhow::Result<Verdict> {
             writeln!(out, "{}", backup::take(request)?)?;
         }
         Command::Restore(options) => writeln!(out, "{}", backup::restore(&options.backups, &options.to)?)?,
+        Command::Tail(options) => {
+            let stop = Stop::new();
+            signals::set_on_signals(&stop).context("signals cannot be handled")?;
+            let tail = inspect::tail::Tail {
+                node: options.node,
+                shards: options.shards.map(|shards| shards.indexes().to_vec()),
+                from: options.from.parse().map_err(inspect::tail::TailError::from)?,
+                position_file: options.position_file,
+                json: options.json,
+            };
+            inspect::tail::run(&tail, &stop, &mut out)?;
+        }
         Command::Demo(options) => {
             let stop = Stop::new();
             signals::set_on_signals(&stop).context("signals cannot be handled")?;

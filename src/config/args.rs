@@ -46,6 +46,8 @@ pub enum Command {
     Backup(BackupArgs),
     /// Make a data directory from a backup and the incremental ones after it.
     Restore(RestoreArgs),
+    /// Print what changes on a running node, or has changed since a position, one line per change.
+    Tail(TailArgs),
     /// Start a leader and followers in a temporary directory, write, cut them off and compare them.
     Demo(DemoArgs),
     /// Send SET and then GET commands to a running leader and print how many it answered, and how fast.
@@ -273,6 +275,34 @@ pub struct RestoreArgs {
     /// The new data directory: empty, or not there yet
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
+}
+
+/// `slotstream tail`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each line is the newest state of a slot: SHARD:TERM-SEQ, the slot, set or delete, key, value. Lines of a shard come in
+the order of seqs; what was overwritten before it was read is left out, and no changed slot ever is. A change of a
+slot replaces what the slot held, also another key, whose deletion may be left out: keep keys by shard and slot.
+A reset says that a failover dropped something already printed: forget the shard, all of it comes again.
+It connects again when the node goes away, and goes on where it was.")]
+pub struct TailArgs {
+    /// Redis address of the node, a leader or a follower
+    #[arg(value_name = "ADDR", value_parser = value::host_port)]
+    pub node: String,
+    /// Where to begin: start, now, or what a position file holds, such as 0:4294967297-12,1:4294967297-9; shards that
+    /// it does not name from their start
+    #[arg(long, value_name = "POSITION", default_value = "now")]
+    pub from: String,
+    /// Shards to read, such as 0,2-3 [default: all]
+    #[arg(long, value_name = "SHARDS")]
+    pub shards: Option<ShardSet>,
+    /// Keep the position in this file, and begin there if it exists: after a kill some lines are printed again, none
+    /// is left out
+    #[arg(long, value_name = "FILE")]
+    pub position_file: Option<PathBuf>,
+    /// Print JSON lines
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `slotstream demo`.

@@ -11,7 +11,7 @@ mod value;
 
 pub use args::{
     BackupArgs, BenchArgs, Cli, Command, Common, DemoArgs, Follower, InspectArgs, Lead, Leader, LogFormat,
-    PromoteArgs, RestoreArgs, StatusArgs, SwitchoverArgs, VerifyArgs,
+    PromoteArgs, RestoreArgs, StatusArgs, SwitchoverArgs, TailArgs, VerifyArgs,
 };
 pub use overlay::{ParseError, parse};
 pub use replication::{Replication, SyncLevel, YesNo};

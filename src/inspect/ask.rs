@@ -23,6 +23,8 @@ pub struct NodeInfo {
     pub superseded_by_epoch: Option<u64>,
     /// Where it takes followers, or would.
     pub replication_port: u16,
+    /// Shards of its store, if it says.
+    pub shard_count: Option<u16>,
     /// `no-failover`, or how far a hand-over is.
     pub failover: String,
     /// How the last hand-over ended; empty if there was none.
@@ -131,13 +133,20 @@ impl Asked {
         Ok(Self { client, address: address.to_owned(), info })
     }
 
-    /// Sends a command; the text of its `+` reply.
-    pub fn order(&mut self, words: &[&str]) -> Result<String, AskError> {
+    /// Sends a command; its reply, if that is no error.
+    pub(super) fn call(&mut self, words: &[&str]) -> Result<Reply, AskError> {
         let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
         let reply = self.client.call(&words).map_err(|error| AskError::io(&self.address, error))?;
         match reply {
-            Reply::Simple(text) => Ok(text),
             Reply::Error(text) => Err(AskError::Refused { address: self.address.clone(), text }),
+            reply => Ok(reply),
+        }
+    }
+
+    /// Sends a command; the text of its `+` reply.
+    pub fn order(&mut self, words: &[&str]) -> Result<String, AskError> {
+        match self.call(words)? {
+            Reply::Simple(text) => Ok(text),
             other => Err(AskError::Foreign { address: self.address.clone(), found: other.to_string() }),
         }
     }
@@ -186,6 +195,7 @@ fn parse(text: &str, address: SocketAddr) -> Result<NodeInfo, String> {
             .and_then(|epoch| epoch.parse().ok())
             .filter(|epoch| *epoch != 0),
         replication_port: replication_port.parse().map_err(|_| missing("slotstream_replication_port"))?,
+        shard_count: field("slotstream_shard_count").and_then(|count| count.parse().ok()),
         failover: wanted("master_failover_state")?,
         last_failover: field("slotstream_last_failover").unwrap_or_default(),
     })

@@ -10,6 +10,7 @@ mod process;
 mod redis;
 pub mod roles;
 pub mod status;
+pub mod tail;
 pub mod verify;
 
 use std::io;

@@ -9,7 +9,11 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest bulk string taken; values of a store are shorter than 64 KiB, INFO is too.
 const BULK_BYTES_MAX: i64 = 1 << 20;
 
-/// A reply of the kinds that `SET`, `GET`, `DBSIZE` and errors use.
+/// Longest array taken, and how deep arrays may lie in arrays: XREAD's are not longer or deeper.
+const ARRAY_LEN_MAX: i64 = 1 << 20;
+const ARRAY_DEPTH_MAX: u32 = 8;
+
+/// A reply of the kinds that `SET`, `GET`, `DBSIZE`, `XREAD` and errors use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Reply {
     /// `+OK`.
@@ -20,6 +24,8 @@ pub(super) enum Reply {
     Integer(i64),
     /// A string, or none.
     Bulk(Option<Vec<u8>>),
+    /// Replies, or none.
+    Array(Option<Vec<Self>>),
 }
 
 impl fmt::Display for Reply {
@@ -27,7 +33,8 @@ impl fmt::Display for Reply {
         match self {
             Self::Simple(text) | Self::Error(text) => f.write_str(text),
             Self::Integer(number) => number.fmt(f),
-            Self::Bulk(None) => f.write_str("nothing"),
+            Self::Bulk(None) | Self::Array(None) => f.write_str("nothing"),
+            Self::Array(Some(replies)) => write!(f, "{} replies", replies.len()),
             Self::Bulk(Some(text)) => write!(f, "\"{}\"", text.escape_ascii()),
         }
     }
@@ -81,6 +88,10 @@ impl Client {
 
     /// The next reply.
     pub(super) fn reply(&mut self) -> io::Result<Reply> {
+        self.reply_within(ARRAY_DEPTH_MAX)
+    }
+
+    fn reply_within(&mut self, depth_max: u32) -> io::Result<Reply> {
         self.line.clear();
         // A reply's first line is short, also an error's.
         (&mut self.stream).take(64 << 10).read_until(b'\n', &mut self.line)?;
@@ -103,6 +114,14 @@ impl Client {
                     self.stream.read_exact(&mut bytes)?;
                     bytes.truncate(len);
                     Ok(Reply::Bulk(Some(bytes)))
+                }
+                _ => Err(bad()),
+            },
+            b'*' => match text.parse::<i64>().map_err(|_| bad())? {
+                -1 => Ok(Reply::Array(None)),
+                len if (0..=ARRAY_LEN_MAX).contains(&len) && depth_max > 0 => {
+                    let replies = (0..len).map(|_| self.reply_within(depth_max - 1));
+                    Ok(Reply::Array(Some(replies.collect::<io::Result<_>>()?)))
                 }
                 _ => Err(bad()),
             },

@@ -174,7 +174,7 @@ impl Connection {
         // What a leader waits for never comes on a node that follows, and the other way round.
         let of_follower = request.is_of_follower();
         let reply = tokio::select! {
-            () = node.control.until(|| node.follows() != of_follower) => UNBLOCKED.to_vec(),
+            () = node.control.until(|| of_follower.is_some_and(|of_follower| node.follows() != of_follower)) => UNBLOCKED.to_vec(),
             reply = request.answer(&self.worker, self.session.resp3) => reply,
             error = gone(&self.stream) => return Err(error),
         };

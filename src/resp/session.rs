@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
 use crate::slot::{Seq, ShardIndex};
-use crate::store::Store;
+use crate::store::{ChangeFeed, Store};
 
 use super::parse::Arg;
 
@@ -151,6 +151,8 @@ pub(super) struct Session {
     demotions: u32,
     /// How many changes it has made.
     pub(super) writes: u64,
+    /// Where XREAD is, so that the next one need not look for its place.
+    pub(super) feeds: Option<Arc<Mutex<Vec<ChangeFeed>>>>,
 }
 
 /// A connection's last write to a shard.
@@ -163,7 +165,7 @@ struct Written {
 
 impl Session {
     pub(super) fn new(info: Arc<ClientInfo>) -> Self {
-        Self { info, resp3: false, queue: None, written: Vec::new(), demotions: 0, writes: 0 }
+        Self { info, resp3: false, queue: None, written: Vec::new(), demotions: 0, writes: 0, feeds: None }
     }
 
     /// Remembers a write whose seq is known, for WAIT.

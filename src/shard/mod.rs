@@ -13,6 +13,7 @@
 
 mod apply;
 pub mod audit;
+pub mod changes;
 mod derived;
 pub mod digest;
 pub mod free;

@@ -7,11 +7,13 @@
 //! meanwhile; only then it takes the lock, shared. So consecutive reads overlap in the processor.
 //! [`open`] makes and opens stores, [`records`] is what clients call, [`replicate`] what links call,
 //! [`rewind`] what a follower does that holds what its leader never had, [`regain`] what a leader does that
-//! lost what its followers hold, [`audit`] looks at slots in the background.
+//! lost what its followers hold, [`audit`] looks at slots in the background,
+//! [`feed`] is what other programs follow a store by.
 
 pub mod audit;
 mod digest_file;
 pub mod directory;
+pub mod feed;
 mod memory;
 pub mod open;
 pub mod position;
@@ -46,11 +48,14 @@ pub use crate::shard::header::{HeaderError, Progress, State, Step, Term};
 pub use crate::shard::recover::{Ending, Host};
 pub use crate::shard::scan::Scan;
 pub use crate::shard::{ApplyError, BLOCK_SLOTS, Counts, Doubt};
+pub use feed::{ChangeFeed, ChangeId, Changes, Fed, FeedError, SlotChange};
 pub use open::{OpenError, Options};
 pub use position::Position;
 pub use records::{Change, Entry, NotANumber, ReadError, WriteError};
 pub use replicate::{Applied, PromoteError};
 use report::Reports;
+#[cfg(feature = "server")]
+pub(crate) use report::lossless;
 pub use rewind::Rewound;
 
 /// What lies behind a shard's lock.

@@ -38,7 +38,7 @@ impl fmt::Display for Position {
 
 /// Judges by terms, oldest first, and the seq that the shard has reached. Only a leader has lived through all
 /// terms of its epoch: a follower may not have heard of the newest.
-fn position(lineage: &[Term], leads: bool, reached: Seq, term: u64, seq: Seq) -> Position {
+pub(super) fn position(lineage: &[Term], leads: bool, reached: Seq, term: u64, seq: Seq) -> Position {
     let here = if reached >= seq { Position::Held } else { Position::Ahead };
     let lost = |by: &Term| Position::Lost { epoch: by.epoch, first_seq: Seq(by.first_seq) };
     let (Some(oldest), Some(newest)) = (lineage.first(), lineage.last()) else { return Position::Ahead };

@@ -56,7 +56,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Text, or hexadecimal digits.
-fn lossless(bytes: &[u8]) -> (Option<&str>, Option<String>) {
+pub(crate) fn lossless(bytes: &[u8]) -> (Option<&str>, Option<String>) {
     match std::str::from_utf8(bytes) {
         Ok(text) => (Some(text), None),
         Err(_) => (None, Some(hex(bytes))),

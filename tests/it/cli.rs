@@ -70,8 +70,18 @@ fn version_and_help_are_on_standard_output() {
 
 #[test]
 fn every_option_that_the_readme_names_is_there() {
-    let commands =
-        ["leader", "follower", "status", "promote", "switchover", "inspect", "verify", "demo", "bench"];
+    let commands = [
+        "leader",
+        "follower",
+        "status",
+        "promote",
+        "switchover",
+        "inspect",
+        "verify",
+        "tail",
+        "demo",
+        "bench",
+    ];
     let help: String = commands.iter().map(|command| stdout(&run(&[command, "--help"]))).collect();
     let is_option = |c: char| c.is_ascii_lowercase() || c == '-';
     let named = include_str!("../../README.md").split(|c: char| !is_option(c)).filter(|word| {

@@ -4,6 +4,7 @@
 //! `heavy_` and run one at a time.
 
 mod backup;
+mod changes;
 mod cli;
 mod crash;
 mod demo;

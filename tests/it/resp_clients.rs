@@ -163,6 +163,23 @@ for protocol in (2, 3):
         r.incr("key"); assert False
     except redis.ResponseError as e:
         assert "not an integer" in str(e)
+    shards = range(4)
+    last = {f"changes:{i}": r.xinfo_stream(f"changes:{i}")["last-generated-id"] for i in shards}
+    assert not r.xread(last)
+    r.set("feed", "me", ex=100)
+    r.delete("feed")
+    r.set("other", "one", ex=100)
+    seen = {}
+    for stream in last:
+        entries = dict(r.xread({stream: last[stream]}, count=10, block=5) or {}).get(stream, [])
+        if entries and isinstance(entries[0], list):
+            entries = entries[0] # as RESP3 has it
+        for id, fields in entries:
+            seen[fields["key"]] = (stream, id, fields)
+    assert seen["other"][2]["op"] == "set" and seen["other"][2]["value"] == "one"
+    assert int(seen["other"][2]["expire_at"]) > 1000
+    stream, id, fields = seen["other"]
+    assert not r.xread({stream: id}), "an id resumes"
     assert r.flushall() and r.dbsize() == 0
 print("redis-py", redis.__version__, "ok")
 "#;

@@ -257,6 +257,7 @@ fn replication(worker: &Worker, text: &mut String) -> std::fmt::Result {
     write!(text, "slotstream_last_failover:{}\r\n", control.last_failover())?;
     write!(text, "slotstream_node_id:{}\r\n", context.node.node_id)?;
     write!(text, "slotstream_replication_port:{}\r\n", context.node.replication_port)?;
+    write!(text, "slotstream_shard_count:{}\r\n", context.store.geometry().shard_count)?;
     write!(text, "master_replid:{id:0>40}\r\n")?;
     write!(text, "master_replid2:{:0>40}\r\n", 0)?;
     write!(text, "master_repl_offset:{offset}\r\n")?;

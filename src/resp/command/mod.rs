@@ -13,6 +13,7 @@ mod settings;
 pub(super) mod strings;
 pub(super) mod transaction;
 pub(super) mod wait;
+pub(super) mod xread;
 
 use super::error::{CommandError, READ_ONLY, REGAINING};
 use super::number::parse_i64;
@@ -135,6 +136,7 @@ impl Call<'_> {
         let parent = match self.command().name {
             "client" => "CLIENT",
             "config" => "CONFIG",
+            "xinfo" => "XINFO",
             _ => "COMMAND",
         };
         CommandError::Subcommand(found, parent)

@@ -54,7 +54,7 @@ pub(in crate::resp) fn waitseq(call: &mut Call<'_>) -> Result<Flow, CommandError
 }
 
 /// A shard that this node carries.
-fn shard(call: &Call<'_>, found: u64) -> Result<ShardIndex, CommandError> {
+pub(super) fn shard(call: &Call<'_>, found: u64) -> Result<ShardIndex, CommandError> {
     let shard_count = call.store().geometry().shard_count;
     let Some(shard) = u16::try_from(found).ok().filter(|shard| *shard < shard_count) else {
         let text = format!("ERR no shard {found}, this store has shards 0 to {}", shard_count - 1);

@@ -11,7 +11,7 @@ use super::super::number::{Decimal, parse_i64};
 use super::super::reply::Reply;
 use super::super::worker::Worker;
 use super::position::Positions;
-use super::{Call, Flow};
+use super::{Call, Flow, xread};
 use crate::links::{Level, Links};
 use crate::resp::context::Role;
 use crate::slot::{Seq, ShardIndex};
@@ -23,14 +23,17 @@ pub(in crate::resp) enum Request {
     Followers(Followers),
     /// This node to have something.
     Positions(Positions),
+    /// Records to change.
+    Changes(xread::Read),
 }
 
 impl Request {
-    /// Whether it is a follower that waits for this, and no leader.
-    pub(in crate::resp) fn is_of_follower(&self) -> bool {
+    /// Whether it is a follower that waits for this, or a leader; `None`: either.
+    pub(in crate::resp) fn is_of_follower(&self) -> Option<bool> {
         match self {
-            Self::Followers(_) => false,
-            Self::Positions(_) => true,
+            Self::Followers(_) => Some(false),
+            Self::Positions(_) => Some(true),
+            Self::Changes(_) => None,
         }
     }
 
@@ -48,6 +51,7 @@ impl Request {
                 worker.counters.errors.add(reply.take_errors());
                 reply.as_bytes().to_vec()
             }
+            Self::Changes(read) => read.answer(worker, resp3).await,
             Self::Followers(followers) => {
                 let holders = followers.wait(worker).await;
                 [b":", Decimal::unsigned(holders as u64).as_bytes(), b"\r\n"].concat()
