@@ -24,7 +24,9 @@ use rustix::fs::{FallocateFlags, fallocate};
 pub const LINE_SIZE: usize = 64;
 const LINE_WORDS: usize = LINE_SIZE / 8;
 
-#[derive(Debug)]
+/// Makes bytes at an offset of a simulated file durable.
+pub type SyncBytes = Arc<dyn Fn(usize, &[u8]) -> io::Result<()> + Send + Sync>;
+
 enum Backing {
     File {
         map: MmapRaw,
@@ -38,6 +40,22 @@ enum Backing {
         _words: Vec<u64>,
         disk: Mutex<Option<Vec<u8>>>,
     },
+    /// Of a machine whose disks can fail.
+    Simulated {
+        _words: Vec<u64>,
+        sync: SyncBytes,
+    },
+}
+
+impl std::fmt::Debug for Backing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::File { .. } => "File",
+            Self::Mapped { .. } => "Mapped",
+            Self::Heap { .. } => "Heap",
+            Self::Simulated { .. } => "Simulated",
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -106,6 +124,18 @@ impl Region {
         Self { memory: Arc::new(memory), len }
     }
 
+    /// Heap words that begin with these bytes, as a file's memory does, and whose syncs `sync` does.
+    #[must_use]
+    pub fn simulated(bytes: &[u8], reserved: usize, sync: SyncBytes) -> Self {
+        assert!(bytes.len() <= reserved, "region length within its reserve");
+        let mut words = vec![0_u64; reserved.div_ceil(8).max(1)];
+        let (base, len) = (NonNull::from(words.as_mut_slice()).cast(), AtomicUsize::new(bytes.len()));
+        let backing = Backing::Simulated { _words: words, sync };
+        let mut region = Self { memory: Arc::new(Memory { base, len, reserved, backing }), len: bytes.len() };
+        region.bytes_mut(0, bytes.len()).copy_from_slice(bytes);
+        region
+    }
+
     /// A reader of words that runs beside the owner.
     #[must_use]
     pub fn window(&self) -> Window {
@@ -147,7 +177,7 @@ impl Region {
         match &self.memory.backing {
             Backing::File { file, .. } => file.sync_data(),
             Backing::Mapped { .. } => Ok(()),
-            Backing::Heap { .. } => self.sync_part(0, self.len),
+            Backing::Heap { .. } | Backing::Simulated { .. } => self.sync_part(0, self.len),
         }
     }
 
@@ -157,6 +187,7 @@ impl Region {
         match &self.memory.backing {
             Backing::File { map, .. } => map.flush_range(offset, len),
             Backing::Mapped { .. } => Ok(()),
+            Backing::Simulated { sync, .. } => sync(offset, part),
             Backing::Heap { disk, .. } => {
                 if let Some(disk) = disk.lock().as_mut() {
                     disk.resize(self.len, 0);
@@ -321,6 +352,21 @@ pub struct Window {
 }
 
 impl Window {
+    /// Makes what was written until now durable, while the owner goes on.
+    pub fn sync(&self) -> io::Result<()> {
+        match &self.memory.backing {
+            Backing::File { file, .. } => file.sync_data(),
+            Backing::Mapped { .. } | Backing::Heap { .. } => Ok(()),
+            Backing::Simulated { sync, .. } => {
+                let len = self.memory.len.load(Ordering::Acquire);
+                let mut words = vec![0; len / 8];
+                let loaded = self.load(0, &mut words);
+                assert!(loaded, "all of the region, whose length is a multiple of a page");
+                sync(0, bytes_of(&words))
+            }
+        }
+    }
+
     /// Loads the words at an 8-aligned offset; false if they are not part of the region (yet).
     #[inline]
     #[must_use]

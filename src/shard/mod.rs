@@ -24,6 +24,7 @@ pub mod index;
 mod kills;
 pub mod recover;
 pub mod regain;
+pub mod replay;
 pub mod rewind;
 pub mod scan;
 mod slots;

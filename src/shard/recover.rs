@@ -242,6 +242,13 @@ impl Shard {
     /// After an OS crash any slot may be older than it was: a follower's shard forgets its watermark and is
     /// scanned in full.
     fn distrust(&mut self) {
+        if self.state.seq_reserved != 0 {
+            // From the log: the watermark is durable, and slots that are ahead of it are so by chance.
+            let whole = self.damaged().is_empty();
+            let consistent_at = if whole { self.progress.consistent_at.max(self.seq) } else { Seq::MAX };
+            self.set_progress(Progress { consistent_at, ..self.progress });
+            return;
+        }
         let step = match self.progress.step {
             Step::Rewind { fork, .. } => Step::Rewind { fork, next: SlotIndex(0) },
             Step::None | Step::Scan { .. } => Step::None,
@@ -263,6 +270,40 @@ impl Shard {
             self.derived.free.insert(slot);
             self.commit(slot, Status::Deleted, 0, hash, &key, &[]);
         }
+    }
+
+    /// Whether the shard is as its log healed it.
+    #[must_use]
+    pub fn is_healed(&self) -> bool {
+        self.state.seq_reserved != 0
+    }
+
+    /// The log has a newer word on the shard than what it was healed to, or all of it is durable.
+    pub fn forget_reserved(&mut self) {
+        if self.tail.is_none() && self.state.seq_reserved != 0 {
+            self.state.seq_reserved = 0;
+            self.write_state();
+        }
+    }
+
+    /// Goes on above every seq that was ever given out, lost or not: by writing a slot again as it is, since the last
+    /// seq is always a slot's. Where all are free, one becomes the tombstone of nothing.
+    pub(super) fn skip_to(&mut self, reserved: Seq) {
+        if reserved <= self.seq {
+            return;
+        }
+        let slots = || (0..self.slots_formatted()).map(SlotIndex);
+        let is_held = |slot: &SlotIndex| self.view(*slot).is_ok_and(|view| view.status() != Status::Free);
+        let found = slots().find(is_held).or_else(|| slots().find(|slot| self.view(*slot).is_ok()));
+        let Some((slot, Ok(view))) = found.map(|slot| (slot, self.view(slot))) else { return };
+        let (status, expire_at) = match view.status() {
+            Status::Free => (Status::Deleted, 0),
+            held => (held, view.expire_at()),
+        };
+        let (key, value) = (view.key().to_vec(), view.value().to_vec());
+        self.seq = reserved;
+        let hash = self.geometry().place(&key).hash;
+        self.commit(slot, status, expire_at, hash, &key, &value);
     }
 
     /// The slot that the last change named.

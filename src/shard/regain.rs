@@ -37,6 +37,7 @@ impl Shard {
     /// for again.
     pub fn end_regain(&mut self, host: Host, term_id: u64) -> io::Result<()> {
         let Some(tail) = self.tail.take() else { return Ok(()) };
+        let reserved = Seq(self.state.seq_reserved);
         self.slots.region.sync()?;
         // A follower may be through to a seq whose slot was changed again, and then lost here.
         self.seq = self.seq.max(tail);
@@ -52,6 +53,7 @@ impl Shard {
         self.state.durable_seq = self.seq;
         self.note_host(host, term_id);
         self.sync_header()?;
+        self.skip_to(reserved);
         // Changes of the new term: in the old one a follower may hold others with their seqs.
         self.bury_twins();
         Ok(())

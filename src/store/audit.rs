@@ -20,6 +20,7 @@ pub struct Audit {
 impl Locked {
     fn bury(&mut self, slot: SlotIndex, key: &[u8]) {
         let record = self.shard.bury_damaged(slot, key);
+        self.log.push(record);
         for ring in self.rings.get_mut() {
             ring.push(record);
         }

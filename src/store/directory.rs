@@ -1,4 +1,5 @@
-//! A store's directory: `LOCK`, and for each shard `shards/NNNN.slots` and `NNNN.digest`, which is made of it.
+//! A store's directory: `LOCK`, for each shard `shards/NNNN.slots` and `NNNN.digest`, which is made of it, and
+//! perhaps the log in `wal`.
 //!
 //! A new store is built in `shards.new` and renamed into place, so that a directory holds a whole
 //! store or none. Every file is allocated before it is used.
@@ -22,6 +23,12 @@ pub fn shards_path(directory: &Path) -> PathBuf {
 #[must_use]
 pub fn new_shards_path(directory: &Path) -> PathBuf {
     directory.join("shards.new")
+}
+
+/// Where a store's log lies.
+#[must_use]
+pub fn log_path(directory: &Path) -> PathBuf {
+    directory.join("wal")
 }
 
 /// The name of a shard's file.

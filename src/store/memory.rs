@@ -21,6 +21,9 @@ const PATH: &str = "memory";
 
 impl Store {
     pub(super) fn in_memory(geometry: Geometry, slots: u32, options: Options) -> Result<Self, OpenError> {
+        if let Some(simulated) = options.simulated.clone() {
+            return Self::on_simulated(geometry, slots, options, simulated);
+        }
         let store_id = options.store_id.unwrap_or_else(Uuid::new_v4);
         let initial = Shard::initial_size(&geometry);
         let bytes =

@@ -14,10 +14,13 @@ pub mod audit;
 mod digest_file;
 pub mod directory;
 pub mod feed;
+pub mod log;
 mod memory;
 pub mod open;
+mod open_log;
 pub mod position;
 pub mod records;
+mod recovery;
 pub mod regain;
 pub mod replicate;
 mod report;
@@ -49,9 +52,13 @@ pub use crate::shard::recover::{Ending, Host};
 pub use crate::shard::scan::Scan;
 pub use crate::shard::{ApplyError, BLOCK_SLOTS, Counts, Doubt};
 pub use feed::{ChangeFeed, ChangeId, Changes, Fed, FeedError, SlotChange};
+use log::{Buffer, Keeper};
+pub use log::{Durability, LogState, LogStats, SyncError};
 pub use open::{OpenError, Options};
+pub use open_log::{Simulated, SimulatedShards};
 pub use position::Position;
 pub use records::{Change, Entry, NotANumber, ReadError, WriteError};
+pub use recovery::ReplayError;
 pub use replicate::{Applied, PromoteError};
 use report::Reports;
 #[cfg(feature = "server")]
@@ -63,6 +70,7 @@ pub(crate) struct Locked {
     pub(crate) shard: Shard,
     // A ring writer is no thread's to share; the mutex only says so, and is never waited for.
     pub(crate) rings: Mutex<Vec<RingWriter>>,
+    log: Buffer,
     pub(crate) puts: u64,
     pub(crate) deletes: u64,
     pub(crate) expired: u64,
@@ -93,6 +101,7 @@ impl Cell {
         let locked = Locked {
             shard,
             rings: Mutex::new(Vec::new()),
+            log: Buffer::off(),
             puts: 0,
             deletes: 0,
             expired: 0,
@@ -210,6 +219,8 @@ pub struct Store {
     host: Host,
     /// See [`regain`].
     regaining: AtomicBool,
+    durability: Durability,
+    keeper: Option<Keeper>,
     _directory_lock: Option<File>,
 }
 
@@ -356,13 +367,15 @@ impl Store {
     /// Makes everything durable and marks every shard as closed in an orderly way. Later writes fail.
     pub fn close(&self) -> io::Result<()> {
         self.closed.store(true, Ordering::Relaxed);
-        self.read_only.store(true, Ordering::Relaxed);
+        self.stop_writes();
+        // First, so that what fails here leaves no mark that says otherwise.
+        self.sync_log().map_err(io::Error::other)?;
         for shard in self.shards() {
             let mut locked = self.exclusive(shard);
             locked.rings.get_mut().clear();
             locked.shard.close()?;
         }
-        Ok(())
+        self.end_log().map_err(io::Error::other)
     }
 }
 

@@ -18,6 +18,9 @@ use crate::shard::header::{HeaderError, Identity, slots_offset};
 use crate::shard::recover::{Ending, Files, Host, RecoverError};
 use crate::slot::{Geometry, GeometryError, ShardIndex};
 
+use super::log::Durability;
+use super::open_log::{Simulated, discard_log, open_log};
+use super::recovery::ReplayError;
 use super::report::Reports;
 use super::{Cell, Store, digest_file, directory};
 
@@ -45,6 +48,14 @@ pub struct Options {
     pub private: bool,
     /// Keep the store in memory, with at most so many slots per shard; no directory is touched.
     pub memory_slots: Option<u32>,
+    /// When a change is durable.
+    pub durability: Durability,
+    /// Bytes that the log may take; a write that finds it full waits until slots are durable.
+    pub log_size_max: u64,
+    /// Bytes of one of the log's files.
+    pub log_segment_size: u32,
+    /// What a store in memory lies on, for a simulator that cuts its power.
+    pub simulated: Option<Simulated>,
 }
 
 impl Default for Options {
@@ -58,6 +69,10 @@ impl Default for Options {
             regain: false,
             private: false,
             memory_slots: None,
+            durability: Durability::None,
+            log_size_max: 1 << 30,
+            log_segment_size: 16 << 20,
+            simulated: None,
         }
     }
 }
@@ -127,6 +142,14 @@ pub enum OpenError {
     /// A shard's file is not what it should be.
     #[error(transparent)]
     Header(#[from] HeaderError),
+    /// The log is not what it should be, or does not begin.
+    #[error("{path}: {error}")]
+    Log {
+        /// Where it lies.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: ReplayError,
+    },
     /// A shard is damaged beyond healing.
     #[error("{path}: {error}")]
     Ruined {
@@ -150,7 +173,7 @@ pub(super) fn recover_error(path: &Path, error: RecoverError) -> OpenError {
     }
 }
 
-fn reserve(geometry: &Geometry) -> usize {
+pub(super) fn reserve(geometry: &Geometry) -> usize {
     let share = (RESERVE_TOTAL / u64::from(geometry.shard_count)).min(RESERVE_SHARD_MAX);
     usize::try_from(share).unwrap_or(usize::MAX / 2)
 }
@@ -181,6 +204,7 @@ impl Store {
         };
         let host = directory::host(path).map_err(io_error(path, "identify the mount"))?;
         if !directory::shards_path(path).exists() {
+            discard_log(path)?;
             match options.geometry.filter(|_| options.create) {
                 Some(geometry) => {
                     create(path, geometry, options.store_id.unwrap_or_else(Uuid::new_v4), host)?
@@ -190,6 +214,7 @@ impl Store {
         }
         let first = inspect_first(path)?;
         check_wanted(path, &options, &first)?;
+        let log = open_log(path, first, host, &options)?;
         let shards = open_shards(path, first, host, &options)?;
         let reports = Reports::Directory(path.into());
         let assembly = Assembly {
@@ -200,7 +225,8 @@ impl Store {
             lock: Some(lock),
             reports,
         };
-        Self::assemble(first, shards, assembly).map_err(io_error(path, "sync the header"))
+        let store = Self::assemble(first, shards, assembly).map_err(io_error(path, "sync the header"))?;
+        store.with_log(log, options.durability, &directory::log_path(path))
     }
 
     /// All shards are good: from here on they are this process's.
@@ -236,6 +262,8 @@ impl Store {
             ending,
             host,
             regaining: AtomicBool::new(regaining),
+            durability: Durability::None,
+            keeper: None,
             _directory_lock: lock,
         })
     }

@@ -67,6 +67,9 @@ pub enum WriteError {
     /// A leader's store takes changes once it has back what an OS crash took.
     #[error("this store gets back from followers what a crash took, and takes writes then")]
     Regaining,
+    /// The log takes nothing more: a write of it failed.
+    #[error("the log has failed, and this store takes no changes until it is started again")]
+    LogFailed,
     /// The record's present value had to be read, and is damaged.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -174,6 +177,7 @@ impl Locked {
         };
         match stored {
             Ok(record) => {
+                self.log.push(record);
                 for ring in self.rings.get_mut() {
                     ring.push(record);
                 }
@@ -192,6 +196,7 @@ impl Locked {
 
     fn delete(&mut self, hash: u32, slot: SlotIndex, key: &[u8]) {
         let record = self.shard.delete(hash, slot, key);
+        self.log.push(record);
         for ring in self.rings.get_mut() {
             ring.push(record);
         }
@@ -237,8 +242,17 @@ impl Store {
     /// [`Store::stop_writes`] there is none.
     #[inline]
     pub(super) fn writable(&self, shard: ShardIndex) -> Result<Exclusive<'_>, WriteError> {
-        let locked = self.exclusive(shard);
-        if self.is_read_only() { Err(self.refusal()) } else { Ok(locked) }
+        loop {
+            let locked = self.exclusive(shard);
+            if self.is_read_only() {
+                return Err(self.refusal());
+            }
+            if !locked.log.is_full() && self.has_good_log() {
+                return Ok(locked);
+            }
+            drop(locked);
+            self.make_room(shard)?;
+        }
     }
 
     // ---- reads

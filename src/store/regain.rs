@@ -8,7 +8,7 @@
 use std::io;
 use std::sync::atomic::Ordering;
 
-use crate::slot::{Records, Seq, ShardIndex};
+use crate::slot::{Records, Seq, ShardIndex, SlotIndex};
 
 use super::{Applied, ApplyError, Store};
 
@@ -27,7 +27,7 @@ impl Store {
 
     /// Applies a run of whole records that a follower gives back; `None`: the shard waits for them no longer.
     pub fn give_back(&self, shard: ShardIndex, records: &[u8]) -> Result<Option<Applied>, ApplyError> {
-        let mut locked = self.exclusive(shard);
+        let mut locked = self.applicable(shard, SlotIndex(0))?;
         if locked.shard.tail().is_none() {
             return Ok(None);
         }
@@ -35,7 +35,11 @@ impl Store {
         for record in Records::new(&self.geometry, records) {
             let record = record?;
             let hash = locked.shard.prefetch_apply(&record);
-            let was_newer = locked.shard.apply(record, hash)?;
+            let super::Locked { shard, log, .. } = &mut *locked;
+            let was_newer = shard.apply(record, hash)?;
+            if was_newer {
+                log.push(shard.last_record());
+            }
             *(if was_newer { &mut applied.applied } else { &mut applied.skipped }) += 1;
         }
         Ok(Some(applied))
@@ -55,6 +59,9 @@ impl Store {
         for shard in self.shards() {
             self.exclusive(shard).shard.end_regain(self.host, term_id)?;
         }
+        // Before a seq is given out: how far they go is reserved from what is durable.
+        self.sync_log().map_err(io::Error::other)?;
+        self.shards().for_each(|shard| self.exclusive(shard).shard.forget_reserved());
         self.regaining.store(false, Ordering::Release);
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use crate::ring::{RingReader, Sleeper, ring};
 use crate::slot::{Record, Records, Seq, ShardIndex, SlotError, SlotIndex};
 
-use super::{ApplyError, Locked, Progress, Scan, Store, Term};
+use super::{ApplyError, Exclusive, Locked, Progress, Scan, Store, SyncError, Term, WriteError};
 
 // Records applied under one lock, and prefetched ahead of that.
 const APPLY_BATCH: usize = 16;
@@ -223,7 +223,10 @@ impl Store {
         shards.try_for_each(|shard| {
             let sync = |error: io::Error| PromoteError::Sync { shard, error: error.to_string() };
             self.exclusive(shard).shard.promote(epoch, term_id).map_err(sync)
-        })
+        })?;
+        // The log's word on a shard counts after a power cut.
+        let sync = |error: SyncError| PromoteError::Sync { shard: ShardIndex(0), error: error.to_string() };
+        self.sync_log().map_err(sync)
     }
 
     /// Goes on with a promotion that a kill cut short between two shards: those that still follow take
@@ -278,13 +281,26 @@ impl Store {
         }
     }
 
+    /// A shard's lock for a leader's changes, with room in the log for some.
+    pub(super) fn applicable(&self, shard: ShardIndex, slot: SlotIndex) -> Result<Exclusive<'_>, ApplyError> {
+        loop {
+            let locked = self.exclusive(shard);
+            if !locked.log.is_full() && self.has_good_log() {
+                return Ok(locked);
+            }
+            drop(locked);
+            let full = |error: WriteError| ApplyError::Full { slot, error: io::Error::other(error) };
+            self.make_room(shard).map_err(full)?;
+        }
+    }
+
     fn apply_batch(
         &self,
         shard: ShardIndex,
         batch: &[Record<'_>],
         applied: &mut Applied,
     ) -> Result<(), ApplyError> {
-        let mut locked = self.exclusive(shard);
+        let mut locked = self.applicable(shard, batch[0].slot)?;
         let mut hashes = [0; APPLY_BATCH];
         for (hash, record) in hashes.iter_mut().zip(batch) {
             *hash = locked.shard.prefetch_apply(record);
@@ -293,7 +309,8 @@ impl Store {
             if locked.shard.apply(*record, hash)? {
                 applied.applied += 1;
                 // A follower may have followers of its own.
-                let super::Locked { shard, rings, .. } = &mut *locked;
+                let super::Locked { shard, rings, log, .. } = &mut *locked;
+                log.push(shard.last_record());
                 rings.get_mut().iter_mut().for_each(|ring| ring.push(shard.last_record()));
             } else {
                 applied.skipped += 1;

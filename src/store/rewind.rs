@@ -155,12 +155,13 @@ impl Store {
         records: &[u8],
         next: SlotIndex,
     ) -> Result<u64, ApplyError> {
-        let mut locked = self.exclusive(shard);
+        let mut locked = self.applicable(shard, next)?;
         let mut applied = 0;
         for record in Records::new(&self.geometry, records) {
             locked.shard.apply_forced(record?)?;
             applied += 1;
         }
+        locked.log.push_forced(records);
         let progress = locked.shard.progress();
         if let Step::Rewind { fork, .. } = progress.step {
             locked.shard.set_progress(Progress { step: Step::Rewind { fork, next }, ..progress });

@@ -180,6 +180,8 @@ pub(super) fn reopened(region: crate::region::Region, digest: Option<crate::regi
         ending,
         host: Default::default(),
         regaining: AtomicBool::new(false),
+        durability: Durability::None,
+        keeper: None,
         _directory_lock: None,
     }
 }

@@ -115,15 +115,6 @@ pub struct LogOptions {
     pub segments_max: u32,
 }
 
-/// How much of a log is visited when it is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Replay {
-    /// All that the slots may lack after a power cut.
-    Whole,
-    /// The last commit group, which a killed process may have made durable and not put into its slots.
-    Tail,
-}
-
 /// A file in use as a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Segment {
@@ -151,6 +142,7 @@ pub struct Log {
     durable: Position,
     /// Files that were written since they were synced.
     unsynced: Vec<u32>,
+    is_bounded: bool,
     has_failed: bool,
 }
 
@@ -165,15 +157,8 @@ impl std::fmt::Debug for Log {
 }
 
 impl Log {
-    /// Opens the disk's log, or makes one. `visit` gets the frames from the cut or the tail on, in order. What
-    /// lies behind the end, which no durable mark covers, is dropped. Nothing is appended before [`Log::resume`] or
-    /// [`Log::begin_anew`].
-    pub fn open<E: From<LogError>>(
-        disk: Arc<dyn Disk>,
-        options: LogOptions,
-        replay: Replay,
-        visit: impl FnMut(Frame<'_>) -> Result<(), E>,
-    ) -> Result<Self, E> {
+    /// Opens the disk's log, or makes one. Nothing is appended before [`Log::begin_anew`].
+    pub fn open(disk: Arc<dyn Disk>, options: LogOptions) -> Result<Self, LogError> {
         assert!(options.segment_size >= SEGMENT_SIZE_MIN, "a segment has room for the largest record");
         let mut survey = Survey::new(&*disk, options.store_id)?;
         let checkpoint = match survey.checkpoint {
@@ -183,13 +168,6 @@ impl Log {
         let (live, dead): (Vec<_>, Vec<_>) =
             survey.segments.drain(..).partition(|segment| segment.number >= checkpoint.cut.segment());
         survey.idle.extend(dead.iter().map(|segment| (segment.file, segment.size)));
-        let last = live.last().map_or(0, |segment| segment.number);
-        let from = match replay {
-            Replay::Whole => checkpoint.cut,
-            // A group is smaller than a segment, and the newest one may be prepared but empty.
-            Replay::Tail => checkpoint.cut.max(Position::start(last.saturating_sub(2))),
-        };
-        let end = walk(&*disk, &live, from, visit)?;
         let size = u64::from(options.segment_size);
         let (idle, useless): (Vec<_>, Vec<_>) = survey.idle.iter().partition(|idle| idle.1 == size);
         // Not wanted and not in the way: another opening may have more luck with them.
@@ -204,34 +182,23 @@ impl Log {
             files_end: survey.files_end,
             highest: survey.highest.max(checkpoint.cut.segment().saturating_sub(1)),
             buffer: Vec::new(),
-            end,
+            end: checkpoint.cut,
             durable: checkpoint.cut,
             unsynced: Vec::new(),
+            is_bounded: true,
             has_failed: false,
         })
     }
 
-    /// Goes on at the end that was found: only where nothing was lost since that was written.
-    pub fn resume(&mut self) -> Result<(), LogError> {
-        let end = self.end;
-        let current = self.live.iter().position(|segment| segment.number == end.segment());
-        match (current, self.live.len()) {
-            (Some(current), len) if current + 2 >= len => {
-                self.spare = if current + 2 == len { self.live.pop_back() } else { None };
-            }
-            (None, 0) if end.offset() == FRAMES_OFFSET => {
-                let first = self.prepare(end.segment())?;
-                self.live.push_back(first);
-            }
-            _ => return Err(LogError::Damaged { segment: end.segment(), offset: end.offset() }),
-        }
-        // What a killed process wrote and did not sync counts from now on.
-        self.unsynced = self.live.iter().map(|segment| segment.file).collect();
-        self.sync_files()
+    /// Visits the frames from the cut on, in order. What lies behind the first bad one, and was never called
+    /// durable, is as if it had never been written. Only before the log begins anew.
+    pub fn replay<E: From<LogError>>(&self, visit: impl FnMut(Frame<'_>) -> Result<(), E>) -> Result<(), E> {
+        let live: Vec<_> = self.live.iter().copied().collect();
+        walk(&*self.disk, &live, self.checkpoint.cut, visit)?;
+        Ok(())
     }
 
-    /// Gives up all that there is, and begins in a new segment. The caller has made the slots durable that hold
-    /// it. What lies behind the end is as if it had never been written.
+    /// Gives up all that there is, and begins in a new segment. The caller has made the slots durable that hold it.
     pub fn begin_anew(&mut self) -> Result<(), LogError> {
         let number = self.highest + 1;
         let first = self.prepare(number)?;
@@ -361,8 +328,14 @@ impl Log {
         Ok(())
     }
 
+    /// Whether it may have no more segments than allowed. What a checkpoint must say before it can cut is appended
+    /// in any case.
+    pub fn set_bounded(&mut self, is_bounded: bool) {
+        self.is_bounded = is_bounded;
+    }
+
     fn is_full(&self) -> bool {
-        self.live.len() >= self.options.segments_max as usize
+        self.is_bounded && self.live.len() >= self.options.segments_max as usize
     }
 
     /// Hands what was appended to the system.

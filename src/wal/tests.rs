@@ -35,17 +35,19 @@ fn options() -> LogOptions {
 /// A log on this disk, begun.
 fn begin(disk: &SimulatedDisk) -> Log {
     let mut log = open(disk, &mut Vec::new()).unwrap();
-    log.resume().unwrap();
+    log.begin_anew().unwrap();
     log
 }
 
 type Seen = Vec<(Position, ShardIndex, Kind, Vec<u8>)>;
 
 fn open(disk: &SimulatedDisk, seen: &mut Seen) -> Result<Log, LogError> {
-    Log::open(Arc::new(disk.clone()), options(), Replay::Whole, |frame| {
+    let log = Log::open(Arc::new(disk.clone()), options())?;
+    log.replay(|frame| {
         seen.push((frame.position, frame.shard, frame.kind, frame.payload.to_vec()));
-        Ok(())
-    })
+        Ok::<_, LogError>(())
+    })?;
+    Ok(log)
 }
 
 /// Groups of frames, each made durable but the last one; positions of all, and the last durable mark.
@@ -110,12 +112,11 @@ fn what_was_appended_is_visited_again_over_many_segments_and_openings() {
         let mut seen = Seen::new();
         log = open(&disk, &mut seen).unwrap();
         assert_eq!(seen, all, "round {round}");
-        log.resume().unwrap();
-        let (more, _) = fill(&mut log, 3, 4, bytes_of_length);
-        all.extend(more);
+        log.begin_anew().unwrap();
         log.keep_a_spare().unwrap();
+        all = fill(&mut log, 40, 50, |number| vec![number.to_le_bytes()[0]; number % 400]).0;
     }
-    assert!(log.end().segment() > 3, "{log:?}");
+    assert!(log.end().segment() > 12, "{log:?}");
 }
 
 #[test]
@@ -252,8 +253,7 @@ fn a_log_of_another_store_or_release_is_refused_by_name() {
     let disk = disk();
     drop(begin(&disk));
     let other = LogOptions { store_id: Uuid::from_u128(2), ..options() };
-    let opened = Log::open(Arc::new(disk.clone()), other, Replay::Whole, |_| Ok::<_, LogError>(()));
-    let refused = opened.unwrap_err().to_string();
+    let refused = Log::open(Arc::new(disk.clone()), other).unwrap_err().to_string();
     assert!(refused.contains(&STORE.to_string()), "{refused}");
     disk.corrupt(1, |bytes| {
         bytes[4] = 9;

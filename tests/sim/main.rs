@@ -12,6 +12,7 @@ mod nodes;
 mod peers;
 #[cfg(feature = "planted-bugs")]
 mod planted;
+mod power;
 mod random;
 mod scenario;
 mod sockets;

@@ -8,7 +8,7 @@ use std::sync::Once;
 
 use slotstream::planted::{Bug, is_any_planted, plant};
 
-use crate::{log, try_run};
+use crate::{log, power, try_run};
 
 const SEEDS_MAX: u64 = 500;
 
@@ -92,4 +92,14 @@ fn torn_frame_is_accepted() {
 #[test]
 fn failed_sync_is_tried_again() {
     assert_found_by(Bug::RetryAfterFailedSync, log::all_lives);
+}
+
+#[test]
+fn log_is_cut_before_slots_are_synced() {
+    assert_found_by(Bug::LogCutBeforeSync, power::all_lives);
+}
+
+#[test]
+fn seqs_are_given_out_again() {
+    assert_found_by(Bug::SeqReused, power::all_lives);
 }

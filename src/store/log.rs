@@ -1,0 +1,522 @@
+//! What a store does with its log: every change goes there, too, and the log is cut where the slots are durable.
+//!
+//! A write appends its record to its shard's buffer, under the shard's lock and no other. Whoever writes the log
+//! takes the buffers, one shard after another, appends them as frames, and makes them durable all at once. A buffer
+//! that is full makes the next writer do that itself, outside its shard's lock: no thread is needed, and none is
+//! waited for that might not be there.
+//!
+//! Lock order: checkpoint, log, shard. After a failed write or sync the log is dead, and so is the store: every
+//! change is refused, and nothing more is called durable.
+//!
+//! A checkpoint: the position P; from there on first what each shard is beside its slots; a sync of the log; a
+//! sync of every shard; then the log is cut at P. So a replay begins with what each shard was.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::{Cell, Store, WriteError};
+use crate::planted::{Bug, is_planted};
+use crate::shard::replay::{Logged, SEQ_WINDOW};
+use crate::slot::image::{RECORD_HEADER_SIZE, read_u32};
+use crate::slot::{Seq, ShardIndex};
+use crate::wal::{Kind, Log, LogError};
+
+/// Bytes that all shards' buffers may hold together, and each at least and at most.
+const BUFFERS_TOTAL: usize = 32 << 20;
+const BUFFER_MIN: usize = 128 << 10;
+const BUFFER_MAX: usize = 4 << 20;
+/// Bytes of records in one frame: small enough that a torn one loses little, large enough that its header is nothing.
+const FRAME_BYTES: usize = 64 << 10;
+
+/// When a change is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// When the system writes it back: a kill of the process loses nothing, a power cut what is recent. No log.
+    None,
+    /// At most so long after it was made.
+    Interval(Duration),
+}
+
+/// Why slots were not made durable, or the log not cut.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// A shard's file.
+    #[error("shard {shard}: cannot sync its file: {error}")]
+    Shard {
+        /// The shard.
+        shard: ShardIndex,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+impl SyncError {
+    /// Whether the disk is full, which passes, and nothing worse.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Log(LogError::Full { .. } | LogError::NoSpace { .. }))
+    }
+}
+
+/// What a shard has for the log; behind its lock.
+#[derive(Debug)]
+pub(super) struct Buffer {
+    is_on: bool,
+    limit: usize,
+    bytes: Vec<u8>,
+    /// Where runs of another kind begin.
+    kinds: Vec<(usize, Kind)>,
+}
+
+impl Buffer {
+    /// Takes nothing: there is no log.
+    pub(super) fn off() -> Self {
+        Self { is_on: false, limit: usize::MAX, bytes: Vec::new(), kinds: Vec::new() }
+    }
+
+    #[inline]
+    pub(super) fn push(&mut self, record: &[u8]) {
+        if self.is_on {
+            self.bytes.extend_from_slice(record);
+        }
+    }
+
+    /// Records that count whatever their slots have.
+    pub(super) fn push_forced(&mut self, records: &[u8]) {
+        if self.is_on && !records.is_empty() {
+            self.kinds.push((self.bytes.len(), Kind::Forced));
+            self.bytes.extend_from_slice(records);
+            self.kinds.push((self.bytes.len(), Kind::Records));
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes.len() >= self.limit
+    }
+}
+
+/// What a shard's buffer held, on its way into the log.
+struct Taken {
+    shard: ShardIndex,
+    epoch: u64,
+    bytes: Vec<u8>,
+    /// Bytes appended already.
+    done: usize,
+    kinds: Vec<(usize, Kind)>,
+    state: Option<Logged>,
+    /// What is durable of the shard when all of this is.
+    reached: Seq,
+    leads: bool,
+}
+
+struct Work {
+    log: Log,
+    queue: VecDeque<Taken>,
+    spare_bytes: Vec<Vec<u8>>,
+    /// What the log last said of each shard beside its slots.
+    said: Vec<Option<Logged>>,
+    /// What is durable of each shard after the next sync, and whether it counts seqs itself.
+    reached: Vec<(Seq, bool)>,
+    /// Appended since the last checkpoint.
+    is_worth_a_cut: bool,
+}
+
+/// What the log is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum LogState {
+    /// It takes what comes.
+    Going = 0,
+    /// The disk has no room for it: changes are refused until it has.
+    NoSpace = 1,
+    /// A write or sync failed: changes are refused for good.
+    Failed = 2,
+}
+
+/// Figures of a log.
+#[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
+pub struct LogStats {
+    /// What it is doing.
+    pub state: LogState,
+    /// Segments that hold what slots may lack.
+    pub segments: u32,
+    /// Segments that there may be.
+    pub segments_max: u32,
+    /// Bytes appended since the store was opened.
+    pub bytes: u64,
+    /// Syncs since the store was opened.
+    pub syncs: u64,
+    /// Checkpoints since the store was opened.
+    pub checkpoints: u64,
+    /// Times a write waited for a checkpoint.
+    pub stalls: u64,
+}
+
+/// A store's log, and how far it is.
+pub(super) struct Keeper {
+    work: Mutex<Work>,
+    checkpointing: Mutex<()>,
+    durable: Box<[AtomicU64]>,
+    state: AtomicU8,
+    /// Segments in use, and those that there may be: whoever asks must not wait for a sync.
+    segments: AtomicU32,
+    segments_max: u32,
+    bytes: AtomicU64,
+    syncs: AtomicU64,
+    checkpoints: AtomicU64,
+    stalls: AtomicU64,
+}
+
+impl Keeper {
+    /// Begins with a log that holds nothing yet: it is told what each shard is, and that is durable.
+    pub(super) fn begin(log: Log, cells: &[Cell]) -> Result<Self, LogError> {
+        let (_, segments_max) = log.fill();
+        let work = Work {
+            log,
+            queue: VecDeque::new(),
+            spare_bytes: Vec::new(),
+            said: vec![None; cells.len()],
+            reached: vec![(Seq::ZERO, false); cells.len()],
+            is_worth_a_cut: false,
+        };
+        let keeper = Self {
+            work: Mutex::new(work),
+            checkpointing: Mutex::new(()),
+            durable: cells.iter().map(|_| AtomicU64::new(0)).collect(),
+            state: AtomicU8::new(LogState::Going as u8),
+            segments: AtomicU32::new(1),
+            segments_max,
+            bytes: AtomicU64::new(0),
+            syncs: AtomicU64::new(0),
+            checkpoints: AtomicU64::new(0),
+            stalls: AtomicU64::new(0),
+        };
+        let limit = (BUFFERS_TOTAL / cells.len()).clamp(BUFFER_MIN, BUFFER_MAX);
+        for cell in cells {
+            let mut locked = cell.lock.write();
+            locked.log = Buffer { is_on: true, limit, bytes: Vec::new(), kinds: Vec::new() };
+        }
+        {
+            let work = &mut *keeper.work.lock();
+            work.take_all(cells);
+            work.append_queue(&keeper)?;
+            keeper.sync(work)?;
+            work.log.keep_a_spare()?;
+        }
+        for cell in cells {
+            cell.lock.write().shard.forget_reserved();
+        }
+        Ok(keeper)
+    }
+
+    fn state(&self) -> LogState {
+        match self.state.load(Ordering::Relaxed) {
+            0 => LogState::Going,
+            1 => LogState::NoSpace,
+            _ => LogState::Failed,
+        }
+    }
+
+    /// Keeps what became of a step; a failure is for good.
+    fn note<T>(&self, result: Result<T, SyncError>) -> Result<T, SyncError> {
+        let state = match &result {
+            Ok(_) => LogState::Going,
+            Err(SyncError::Log(LogError::Full { .. })) => return result,
+            Err(SyncError::Log(LogError::NoSpace { .. })) => LogState::NoSpace,
+            Err(_) => LogState::Failed,
+        };
+        self.state.fetch_max(state as u8, Ordering::Relaxed);
+        if state == LogState::Going && self.state() == LogState::NoSpace {
+            self.state.store(LogState::Going as u8, Ordering::Relaxed);
+        }
+        result
+    }
+
+    /// Makes what was appended durable, and says so.
+    fn sync(&self, work: &mut Work) -> Result<(), LogError> {
+        work.log.sync()?;
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        if work.queue.is_empty() {
+            for (durable, (reached, _)) in self.durable.iter().zip(&work.reached) {
+                durable.store(reached.0, Ordering::Release);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what shards have, and writes it; durable too where that is asked for or due.
+    fn step(&self, cells: &[Cell], wants_sync: bool) -> Result<(), LogError> {
+        let work = &mut *self.work.lock();
+        work.append_queue(self)?;
+        work.take_all(cells);
+        work.append_queue(self)?;
+        work.log.write()?;
+        self.segments.store(work.log.fill().0, Ordering::Relaxed);
+        let far = |(durable, (reached, leads)): (&AtomicU64, &(Seq, bool))| {
+            *leads && reached.0.saturating_sub(durable.load(Ordering::Relaxed)) > SEQ_WINDOW / 2
+        };
+        // No leader's head may run further ahead of what is durable than seqs are reserved.
+        if wants_sync || self.durable.iter().zip(&work.reached).any(far) {
+            self.sync(work)?;
+        }
+        // While there is room in this segment for what a checkpoint must say, should there be none for another.
+        work.log.keep_a_spare()
+    }
+
+    /// A step; where the log is full, after a checkpoint.
+    fn drive(&self, store: &Store, wants_sync: bool) -> Result<(), SyncError> {
+        let mut has_tried = false;
+        loop {
+            if self.state() == LogState::Failed {
+                return Err(LogError::Failed.into());
+            }
+            match self.step(&store.cells, wants_sync) {
+                Err(LogError::Full { .. }) => {
+                    self.stalls.fetch_add(1, Ordering::Relaxed);
+                    self.checkpoint(store)?;
+                }
+                // What the log gives up may be all that it needs.
+                Err(LogError::NoSpace { .. }) if !has_tried => {
+                    has_tried = true;
+                    self.checkpoint(store)?;
+                }
+                result => return self.note(result.map_err(SyncError::from)),
+            }
+        }
+    }
+
+    fn checkpoint(&self, store: &Store) -> Result<(), SyncError> {
+        let _one = self.checkpointing.lock();
+        if self.state() == LogState::Failed {
+            return Err(LogError::Failed.into());
+        }
+        self.note(self.checkpoint_alone(store))
+    }
+
+    fn checkpoint_alone(&self, store: &Store) -> Result<(), SyncError> {
+        let cut = {
+            let work = &mut *self.work.lock();
+            // What is on its way counts before what is said of the shards now; for that the log may be too large.
+            work.log.set_bounded(false);
+            let cut = work.begin_cut(&store.cells, self);
+            work.log.set_bounded(true);
+            let cut = cut?;
+            self.sync(work)?;
+            cut
+        };
+        if !is_planted(Bug::LogCutBeforeSync) {
+            for (shard, cell) in store.shards().zip(&*store.cells) {
+                cell.slots.sync().map_err(|error| SyncError::Shard { shard, error })?;
+            }
+        }
+        let mut work = self.work.lock();
+        work.log.cut(cut)?;
+        self.segments.store(work.log.fill().0, Ordering::Relaxed);
+        self.checkpoints.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Work {
+    /// What comes from here on is all that slots may lack once they are synced; says where that begins.
+    fn begin_cut(&mut self, cells: &[Cell], keeper: &Keeper) -> Result<crate::wal::Position, LogError> {
+        self.append_queue(keeper)?;
+        self.said.fill(None);
+        self.take_all(cells);
+        let cut = self.log.end();
+        self.append_queue(keeper)?;
+        self.is_worth_a_cut = false;
+        Ok(cut)
+    }
+
+    fn take_all(&mut self, cells: &[Cell]) {
+        for (index, cell) in cells.iter().enumerate() {
+            let shard = ShardIndex(u16::try_from(index).unwrap_or(u16::MAX));
+            let taken = self.take(shard, cell, index);
+            if taken.bytes.is_empty() && taken.state.is_none() {
+                self.spare_bytes.push(taken.bytes);
+            } else {
+                self.queue.push_back(taken);
+            }
+        }
+    }
+
+    fn take(&mut self, shard: ShardIndex, cell: &Cell, index: usize) -> Taken {
+        let spare = self.spare_bytes.pop().unwrap_or_default();
+        // Not `exclusive`: readers without the lock see nothing of this.
+        let mut locked = cell.lock.write();
+        let (progress, leads) = (locked.shard.progress(), locked.shard.leads());
+        let is_said = self.said[index]
+            .as_ref()
+            .is_some_and(|said| said.progress == progress && said.lineage == locked.shard.lineage());
+        let bytes = std::mem::replace(&mut locked.log.bytes, spare);
+        // With records, too: what is durable of a shard is what was last said of it.
+        let state = (!is_said || !bytes.is_empty()).then(|| locked.shard.logged());
+        Taken {
+            shard,
+            epoch: locked.shard.epoch(),
+            bytes,
+            done: 0,
+            kinds: std::mem::take(&mut locked.log.kinds),
+            state,
+            reached: if leads { locked.shard.tail().unwrap_or(locked.shard.seq()) } else { progress.seq },
+            leads,
+        }
+    }
+
+    /// Appends what was taken. Where the log does not take all of it, the rest stays for the next time.
+    fn append_queue(&mut self, keeper: &Keeper) -> Result<(), LogError> {
+        while let Some(mut taken) = self.queue.pop_front() {
+            if let Err(error) = self.append(&mut taken, keeper) {
+                self.queue.push_front(taken);
+                return Err(error);
+            }
+            let index = usize::from(taken.shard.0);
+            if let Some(state) = taken.state {
+                self.said[index] = Some(state);
+            }
+            self.reached[index] = (taken.reached, taken.leads);
+            taken.bytes.clear();
+            self.spare_bytes.push(taken.bytes);
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, taken: &mut Taken, keeper: &Keeper) -> Result<(), LogError> {
+        while taken.done < taken.bytes.len() {
+            let at = taken.done;
+            let kind = taken.kinds.iter().rfind(|(start, _)| *start <= at).map_or(Kind::Records, |run| run.1);
+            let run_end = taken.kinds.iter().map(|run| run.0).find(|start| *start > at);
+            let run = &taken.bytes[at..run_end.unwrap_or(taken.bytes.len())];
+            let size = whole_records(run, FRAME_BYTES);
+            self.log.append(taken.shard, taken.epoch, kind, &run[..size])?;
+            taken.done += size;
+            self.is_worth_a_cut = true;
+            keeper.bytes.fetch_add(size as u64, Ordering::Relaxed);
+        }
+        if let Some(state) = &taken.state {
+            self.log.append(taken.shard, taken.epoch, Kind::State, &state.encode())?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of the first records that fit into so many; at least one record.
+fn whole_records(bytes: &[u8], bytes_max: usize) -> usize {
+    let mut end = 0;
+    while end < bytes.len() {
+        let next = end + RECORD_HEADER_SIZE + read_u32(bytes, end + 4) as usize;
+        if end > 0 && next > bytes_max {
+            break;
+        }
+        end = next;
+    }
+    end
+}
+
+impl Store {
+    /// When a change is durable.
+    #[must_use]
+    pub fn durability(&self) -> Durability {
+        self.durability
+    }
+
+    /// Whether the store has a log.
+    #[must_use]
+    pub fn has_log(&self) -> bool {
+        self.keeper.is_some()
+    }
+
+    /// Writes what shards have for the log; a power cut may still take it. Nothing where there is no log.
+    pub fn write_log(&self) -> Result<(), SyncError> {
+        self.keeper.as_ref().map_or(Ok(()), |keeper| keeper.drive(self, false))
+    }
+
+    /// Makes every change made until now durable. Nothing where there is no log.
+    pub fn sync_log(&self) -> Result<(), SyncError> {
+        self.keeper.as_ref().map_or(Ok(()), |keeper| keeper.drive(self, true))
+    }
+
+    /// Makes all slots durable and cuts the log. Writers go on meanwhile.
+    pub fn checkpoint(&self) -> Result<(), SyncError> {
+        self.keeper.as_ref().map_or(Ok(()), |keeper| keeper.checkpoint(self))
+    }
+
+    /// Whether a checkpoint is worth its while: the log is half full, or `is_due` and not empty.
+    #[must_use]
+    pub fn wants_checkpoint(&self, is_due: bool) -> bool {
+        self.keeper.as_ref().is_some_and(|keeper| {
+            let work = keeper.work.lock();
+            let (segments, segments_max) = work.log.fill();
+            work.is_worth_a_cut && (is_due || segments * 2 > segments_max)
+        })
+    }
+
+    /// Everything of the shard up to here survives a power cut; zero where there is no log.
+    #[must_use]
+    pub fn durable(&self, shard: ShardIndex) -> Seq {
+        let durable = self.keeper.as_ref().and_then(|keeper| keeper.durable.get(usize::from(shard.0)));
+        durable.map_or(Seq::ZERO, |durable| Seq(durable.load(Ordering::Acquire)))
+    }
+
+    /// Figures of the log; none where there is none.
+    #[must_use]
+    pub fn log_stats(&self) -> Option<LogStats> {
+        let keeper = self.keeper.as_ref()?;
+        let read = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        Some(LogStats {
+            state: keeper.state(),
+            segments: keeper.segments.load(Ordering::Relaxed),
+            segments_max: keeper.segments_max,
+            bytes: read(&keeper.bytes),
+            syncs: read(&keeper.syncs),
+            checkpoints: read(&keeper.checkpoints),
+            stalls: read(&keeper.stalls),
+        })
+    }
+
+    /// Writes the log, for a writer that found its shard's buffer full, or a log that takes nothing.
+    #[cold]
+    pub(super) fn make_room(&self, shard: ShardIndex) -> Result<(), WriteError> {
+        if self.log_state() == LogState::NoSpace {
+            // Not every refused write is to try: the one who drives the log does.
+            let error = "no space for the log".to_owned();
+            return Err(WriteError::Full { shard, error });
+        }
+        self.write_log().map_err(|error| match error.is_full() {
+            true => WriteError::Full { shard, error: error.to_string() },
+            false => WriteError::LogFailed,
+        })
+    }
+
+    /// What the log is doing; `Going` where there is none.
+    #[must_use]
+    pub fn log_state(&self) -> LogState {
+        self.keeper.as_ref().map_or(LogState::Going, Keeper::state)
+    }
+
+    /// Whether changes need not be refused because of the log.
+    #[inline]
+    pub(super) fn has_good_log(&self) -> bool {
+        self.keeper
+            .as_ref()
+            .is_none_or(|keeper| keeper.state.load(Ordering::Relaxed) == LogState::Going as u8)
+    }
+
+    /// The end of the log of a store that is closed in order: nothing is left to be replayed.
+    pub(super) fn end_log(&self) -> Result<(), SyncError> {
+        let Some(keeper) = &self.keeper else { return Ok(()) };
+        let mut work = keeper.work.lock();
+        let end = work.log.sync()?;
+        Ok(work.log.cut(end)?)
+    }
+}

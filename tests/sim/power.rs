@@ -1,0 +1,350 @@
+//! A store with a log on a machine that loses its power, in every call that changes a disk, with any write-back of
+//! log and slots, also while the store is opened again.
+//!
+//! After every power cut: each change that was called durable is there, or what replaced it; so is all that the
+//! lineage says is shared with followers; no seq stands for two changes; index and slots agree. A slot that was caught
+//! half-written by a change that was not durable may be damaged, and is then known to be.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use slotstream::chance::Chance;
+use slotstream::store::{Durability, OpenError, Simulated, SimulatedShards, Term, WriteError};
+use slotstream::wal::SEGMENT_SIZE_MIN;
+use slotstream::wal::simulated::{Fault, SECTOR_SIZE, SimulatedDisk};
+use slotstream::{Geometry, Options, Seq, ShardIndex, Store};
+
+use crate::log::Dice;
+use crate::random::Random;
+
+const GEOMETRY: Geometry =
+    Geometry { shard_count: 2, key_size_max: 8, value_size_max: 400, shard_prefix_bits: 0 };
+const SLOTS: u32 = 130;
+const SEEDS: u64 = 4;
+const STEPS: usize = 55;
+
+#[derive(Clone, Default)]
+struct Image {
+    seen: Vec<u8>,
+    durable: Vec<u8>,
+}
+
+/// The shards' files of a machine.
+struct Shards {
+    images: Mutex<BTreeMap<u16, Image>>,
+    disk: Mutex<SimulatedDisk>,
+    chance: Arc<dyn Chance>,
+}
+
+/// Some of the sectors that differ reach the disk, some in part.
+fn write_back_some(durable: &mut Vec<u8>, seen: &[u8], chance: &dyn Chance) {
+    durable.resize(seen.len().max(durable.len()), 0);
+    for (durable, seen) in durable.chunks_mut(SECTOR_SIZE).zip(seen.chunks(SECTOR_SIZE)) {
+        let cut = usize::try_from(chance.next() % seen.len() as u64).unwrap();
+        match chance.next() % 8 {
+            0..3 => {}
+            3..6 => durable[..seen.len()].copy_from_slice(seen),
+            6 => durable[..cut].copy_from_slice(&seen[..cut]),
+            _ => durable[cut..seen.len()].copy_from_slice(&seen[cut..]),
+        }
+    }
+}
+
+impl SimulatedShards for Shards {
+    fn load(&self, shard: ShardIndex) -> Option<Vec<u8>> {
+        self.images.lock().get(&shard.0).map(|image| image.seen.clone())
+    }
+
+    fn sync(&self, shard: ShardIndex, offset: usize, bytes: &[u8]) -> io::Result<()> {
+        let mut images = self.images.lock();
+        let image = images.entry(shard.0).or_default();
+        let end = offset + bytes.len();
+        image.seen.resize(image.seen.len().max(end), 0);
+        image.seen[offset..end].copy_from_slice(bytes);
+        let durable = &mut image.durable;
+        let synced = self.disk.lock().sync_other(|| {
+            durable.resize(durable.len().max(end), 0);
+            durable[offset..end].copy_from_slice(bytes);
+        });
+        if synced.is_err() && durable.is_empty() {
+            // It was being made: files are made aside, and moved into place when they are durable.
+            images.remove(&shard.0);
+        } else if synced.is_err() {
+            write_back_some(durable, &image.seen, &*self.chance);
+        }
+        synced
+    }
+}
+
+/// A change that a store has answered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Change {
+    seq: u64,
+    key: Vec<u8>,
+    value: Option<Vec<u8>>,
+}
+
+/// A machine with a store, and all that was ever written to it.
+struct Machine {
+    disk: SimulatedDisk,
+    shards: Arc<Shards>,
+    boot: u8,
+    chance: Arc<Dice>,
+    changes: Vec<Vec<Change>>,
+    given_out: BTreeSet<(u16, u64)>,
+    /// The terms that followers know, by shard.
+    lineages: Vec<Vec<Term>>,
+    /// What was called durable, by shard.
+    durable: Vec<u64>,
+    context: String,
+}
+
+impl Machine {
+    fn new(seed: u64, context: String) -> Self {
+        let chance = Dice::new(seed);
+        let disk = SimulatedDisk::new(chance.clone());
+        let shards =
+            Shards { images: Mutex::default(), disk: Mutex::new(disk.clone()), chance: chance.clone() };
+        let count = usize::from(GEOMETRY.shard_count);
+        Self {
+            disk,
+            shards: Arc::new(shards),
+            boot: 1,
+            chance,
+            changes: vec![Vec::new(); count],
+            given_out: BTreeSet::new(),
+            lineages: vec![Vec::new(); count],
+            durable: vec![0; count],
+            context,
+        }
+    }
+
+    fn open(&self) -> Result<Store, OpenError> {
+        let simulated =
+            Simulated { disk: Arc::new(self.disk.clone()), shards: self.shards.clone(), boot: self.boot };
+        let options = Options {
+            store_id: Some(uuid::Uuid::from_u128(5)),
+            chance: self.chance.clone(),
+            durability: Durability::Interval(Duration::from_millis(100)),
+            log_segment_size: SEGMENT_SIZE_MIN,
+            log_size_max: 3 * u64::from(SEGMENT_SIZE_MIN),
+            simulated: Some(simulated),
+            ..Options::memory(GEOMETRY, SLOTS)
+        };
+        Store::open(Path::new("memory"), options)
+    }
+
+    /// The process is gone; files are as it left them.
+    fn kill(&self, store: Store) {
+        for shard in store.shards() {
+            let bytes = store.shard_bytes(shard);
+            self.shards.images.lock().entry(shard.0).or_default().seen = bytes;
+        }
+    }
+
+    /// The power is gone, and comes back.
+    fn cut_power(&mut self, store: Option<Store>) {
+        if let Some(store) = store {
+            self.kill(store);
+        }
+        self.disk = self.disk.after_power_cut();
+        *self.shards.disk.lock() = self.disk.clone();
+        for image in self.shards.images.lock().values_mut() {
+            write_back_some(&mut image.durable, &image.seen, &*self.chance);
+            image.seen.clone_from(&image.durable);
+        }
+        self.boot += 1;
+    }
+
+    fn note(&mut self, store: &Store, key: &[u8], value: Option<Vec<u8>>) {
+        let shard = store.shard_of(key);
+        let change = Change { seq: store.head(shard).0, key: key.to_vec(), value };
+        let is_new = self.given_out.insert((shard.0, change.seq));
+        assert!(is_new, "{}: seq {} was given out twice", self.context, change.seq);
+        self.changes[usize::from(shard.0)].push(change);
+    }
+
+    /// Works as chance says until the disk fails.
+    fn work(&mut self, store: &Store, random: &mut Random, steps: usize) -> Result<(), ()> {
+        self.lineages = store.shards().map(|shard| store.lineage(shard)).collect();
+        for _ in 0..steps {
+            let done = match random.below(100) {
+                0..72 => {
+                    let key = format!("key{}", random.below(40)).into_bytes();
+                    if random.percent(15) {
+                        store.delete(&key).map(|was_there| {
+                            if was_there {
+                                self.note(store, &key, None);
+                            }
+                        })
+                    } else {
+                        let value = vec![random.next().to_le_bytes()[0]; random.between(0, 400)];
+                        store.put(&key, &value).map(|_| self.note(store, &key, Some(value)))
+                    }
+                    .or_else(|error| match error {
+                        WriteError::LogFailed => Err(()),
+                        // Its slot may be a damaged one.
+                        WriteError::Read(_) => Ok(()),
+                        error => panic!("{}: {error}", self.context),
+                    })
+                }
+                72..84 => store.write_log().map_err(drop),
+                84..96 => store.sync_log().map_err(drop),
+                _ => store.checkpoint().map_err(drop),
+            };
+            for shard in store.shards() {
+                let durable = store.durable(shard).0;
+                let known = &mut self.durable[usize::from(shard.0)];
+                assert!(durable >= *known, "{}: what is durable goes back", self.context);
+                *known = durable;
+            }
+            done?;
+        }
+        Ok(())
+    }
+
+    /// Whether the store holds all that was called durable, and all that its lineage calls shared.
+    fn check(&self, store: &Store) {
+        let context = &self.context;
+        store.check().unwrap_or_else(|error| panic!("{context}: {error}"));
+        let is_damaged = |shard| store.damaged().iter().any(|(damaged, _, _)| *damaged == shard);
+        for shard in store.shards() {
+            let changes = &self.changes[usize::from(shard.0)];
+            let known = &self.lineages[usize::from(shard.0)];
+            let is_known =
+                |term: &Term| known.iter().any(|known| (known.epoch, known.id) == (term.epoch, term.id));
+            let lineage = store.lineage(shard);
+            let shared =
+                lineage.iter().find(|term| !is_known(term)).map_or(u64::MAX, |term| term.first_seq - 1);
+            let durable = self.durable[usize::from(shard.0)];
+            let upper = changes.iter().map(|change| change.seq).max().unwrap_or(0);
+            assert!(shared >= durable.min(upper), "{context}: {durable} is durable, {shared} is shared");
+            let keys: BTreeSet<_> = changes.iter().map(|change| &change.key).collect();
+            for key in keys {
+                let all: Vec<_> = changes.iter().filter(|change| change.key == *key).collect();
+                let safe = all.iter().rposition(|change| change.seq <= shared.max(durable));
+                let found = read(store, key);
+                let is_one_of = |changes: &[&Change]| changes.iter().any(|change| change.value == found);
+                let good = match safe {
+                    None => found.is_none() || is_one_of(&all),
+                    Some(safe) => is_one_of(&all[safe..]),
+                };
+                let is_caught = safe.is_none_or(|safe| safe + 1 < all.len()) && is_damaged(shard);
+                assert!(
+                    good || (found.is_none() && is_caught),
+                    "{context}: shard {shard}, shared {shared}, durable {durable}, {key:?} is {}, of {:?}",
+                    found.map_or("missing", |_| "another"),
+                    all.iter().map(|change| (change.seq, change.value.is_some())).collect::<Vec<_>>()
+                );
+            }
+        }
+    }
+
+    /// What the store holds now is what counts from here on: opening it made that durable.
+    fn settle(&mut self, store: &Store) {
+        self.check(store);
+        for changes in &mut self.changes {
+            let keys: BTreeSet<_> = changes.iter().map(|change| change.key.clone()).collect();
+            let held = |key: Vec<u8>| Change { seq: 0, value: read(store, &key), key };
+            *changes = keys.into_iter().map(held).collect();
+        }
+    }
+}
+
+/// The value of a key; none, too, if a damaged slot may be its own.
+fn read(store: &Store, key: &[u8]) -> Option<Vec<u8>> {
+    store.get(key).unwrap_or(None)
+}
+
+/// One life of a machine with a fault in this call; says how many calls there were.
+fn life(seed: u64, fault: Option<(u64, Fault)>) -> u64 {
+    let mut random = Random::new(seed);
+    let mut machine = Machine::new(seed, format!("seed {seed}, {fault:?}"));
+    if let Some((call, fault)) = fault {
+        machine.disk.plan(call, fault);
+    }
+    let opened = machine.open();
+    let mut store = None;
+    if let Ok(opened) = opened {
+        let worked = machine.work(&opened, &mut random, STEPS);
+        assert!(fault.is_some() || worked.is_ok(), "{}: failed without a fault", machine.context);
+        if worked.is_err() && machine.disk.has_power() {
+            // A disk that failed once: nothing more is taken, nothing more is called durable.
+            let durable: Vec<_> = opened.shards().map(|shard| opened.durable(shard)).collect();
+            assert_eq!(opened.put(b"more", b"x"), Err(WriteError::LogFailed), "{}", machine.context);
+            assert!(opened.sync_log().is_err() && opened.checkpoint().is_err() && opened.close().is_err());
+            let after: Vec<_> = opened.shards().map(|shard| opened.durable(shard)).collect();
+            assert_eq!(durable, after, "{}: more is durable after a failed sync", machine.context);
+        }
+        store = Some(opened);
+    }
+    let calls = machine.disk.calls();
+    machine.cut_power(store);
+    // Opened again, with the power cut in every call of that in turn; the last time nothing goes wrong.
+    for cut in 0.. {
+        machine.disk.plan(cut, Fault::PowerCut);
+        match machine.open() {
+            Ok(store) => {
+                machine.disk.plan_nothing();
+                go_on(machine, store, &mut random);
+                return calls;
+            }
+            Err(error) => {
+                assert!(!machine.disk.has_power(), "{}, opening cut at {cut}: {error}", machine.context);
+                machine.cut_power(None);
+            }
+        }
+    }
+    calls
+}
+
+/// After a power cut: work, a kill, work, a power cut.
+fn go_on(mut machine: Machine, store: Store, random: &mut Random) {
+    machine.settle(&store);
+    // A damaged slot is healed by whoever writes there; until then its shard knows of it.
+    machine.work(&store, random, 15).expect("nothing fails");
+    machine.kill(store);
+    let store = machine.open().unwrap_or_else(|error| panic!("{}: {error}", machine.context));
+    for shard in store.shards() {
+        let changes = &machine.changes[usize::from(shard.0)];
+        let keys: BTreeSet<_> = changes.iter().map(|change| &change.key).collect();
+        for key in keys {
+            let last = changes.iter().rfind(|change| change.key == *key).unwrap();
+            assert_eq!(read(&store, key), last.value, "{}: a kill lost {key:?}", machine.context);
+        }
+        // What a killed process had not logged is durable since the store was opened again.
+        let index = usize::from(shard.0);
+        machine.durable[index] = changes.iter().map(|change| change.seq).max().unwrap_or(0);
+    }
+    machine.work(&store, random, 15).expect("nothing fails");
+    machine.cut_power(Some(store));
+    let store = machine.open().unwrap_or_else(|error| panic!("{}: {error}", machine.context));
+    machine.check(&store);
+    // And an orderly end, after which nothing is replayed and nothing is lost.
+    store.close().expect("nothing fails");
+    let all: Vec<_> = store.shards().map(|shard| store.head(shard)).collect();
+    machine.cut_power(Some(store));
+    let store = machine.open().unwrap_or_else(|error| panic!("{}: {error}", machine.context));
+    let found: Vec<Seq> = store.shards().map(|shard| store.head(shard)).collect();
+    assert_eq!(found, all, "{}: after an orderly end", machine.context);
+}
+
+/// All seeds, all calls, both kinds of fault.
+pub(crate) fn all_lives() {
+    for seed in 0..SEEDS {
+        let calls = life(seed, None);
+        for call in 0..calls {
+            life(seed, Some((call, Fault::PowerCut)));
+            life(seed, Some((call, Fault::Failure)));
+        }
+    }
+}
+
+#[test]
+fn a_store_keeps_what_it_called_durable_whatever_call_the_power_goes_in() {
+    all_lives();
+}
