@@ -92,6 +92,8 @@ pub enum Level {
     Received,
     /// The follower has applied it: its readers see it.
     Applied,
+    /// The follower has it where a power cut does not take it.
+    Durable,
 }
 
 /// How far a link is behind.
@@ -131,6 +133,8 @@ pub struct LinkCell {
     pub applied_seq: AtomicU64,
     /// Leader: last seq the follower acknowledged as received.
     pub received_seq: AtomicU64,
+    /// What of that survives a power cut of the follower; 0 where it keeps no log.
+    pub durable_seq: AtomicU64,
     /// The scan's `since`; meaningful in phase scan.
     pub scan_since: AtomicU64,
     /// How many slots the scan under way or last ended has looked at.
@@ -169,6 +173,7 @@ impl LinkCell {
             head_seq: AtomicU64::new(0),
             applied_seq: AtomicU64::new(0),
             received_seq: AtomicU64::new(0),
+            durable_seq: AtomicU64::new(0),
             scan_since: AtomicU64::new(0),
             scan_slots: AtomicU64::new(0),
             scan_slots_total: AtomicU64::new(0),
@@ -203,6 +208,7 @@ impl LinkCell {
         let reached = match level {
             Level::Received => &self.received_seq,
             Level::Applied => &self.applied_seq,
+            Level::Durable => &self.durable_seq,
         };
         self.phase().is_connected() && reached.load(Ordering::Relaxed) >= seq.0
     }
@@ -316,6 +322,11 @@ impl Links {
             .filter(|links| links.iter().any(|cell| cell.phase().is_connected()))
             .filter(|links| needed.iter().all(|needed| has(links, *needed)))
             .count()
+    }
+
+    /// This node's own shard is durable from one seq to another: for who waits for that.
+    pub fn durable_here(&self, shard: ShardIndex, from: Seq, to: Seq) {
+        self.waiters.passed(shard.0, from, to);
     }
 
     /// Leader: how many followers have applied everything of the shard up to `seq`.

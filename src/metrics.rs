@@ -90,6 +90,14 @@ metrics! {
 
     WRITES_UNCONFIRMED_TOTAL = Counter "writes_unconfirmed_total", "Writes that are applied here, but that too few followers had confirmed in time.";
 
+    WAL_BYTES_TOTAL = Counter "wal_bytes_total", "Bytes of records appended to the write-ahead log.";
+    WAL_SYNCS_TOTAL = Counter "wal_syncs_total", "Times the write-ahead log was made durable.";
+    WAL_CHECKPOINTS_TOTAL = Counter "wal_checkpoints_total", "Times all slots were made durable and the log was cut.";
+    WAL_STALLS_TOTAL = Counter "wal_stalls_total", "Times writes waited because the log was full.";
+    WAL_SEGMENTS = Gauge "wal_segments", "Files that hold what slots may lack.";
+    WAL_SEGMENTS_MAX = Gauge "wal_segments_max", "Files that the log may have.";
+    WAL_TAKES_CHANGES = Gauge "wal_takes_changes", "1 while the log takes changes; 0 without space, and after it has failed.";
+    DURABLE_SEQ = Gauge "durable_seq", "Everything of a shard up to here survives a power cut; only with a log.";
     COMMANDS_TOTAL = Counter "commands_total", "Commands served, by command.";
     COMMANDS_DURATION_SECONDS = Histogram "commands_duration_seconds", "Time per command: a sample of the batches that reads bring, each command counted with its batch's mean.";
     ERROR_REPLIES_TOTAL = Counter "error_replies_total", "Replies to Redis clients that were errors.";

@@ -16,7 +16,7 @@ use crate::counters::Counters;
 use crate::links::{Lag, LinkCell, Links, Phase};
 use crate::slot::{Seq, ShardIndex};
 use crate::stop::Stop;
-use crate::store::Store;
+use crate::store::{LogStats, Store};
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -203,6 +203,7 @@ impl View {
             }),
             epoch: shards.iter().map(|shard| shard.epoch).max().unwrap_or(0),
             superseded_by_epoch: self.links.superseded_by_epoch(),
+            log: store.and_then(|store| store.log_stats()),
             shards,
             links,
         }
@@ -338,6 +339,9 @@ pub struct Status {
     /// On a leader that was replaced: the newer epoch that it has heard of; it takes no writes.
     #[serde(default)]
     pub superseded_by_epoch: Option<u64>,
+    /// The write-ahead log, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogStats>,
     /// The shards it serves.
     pub shards: Vec<ShardStatus>,
     /// A leader's links, one per attached follower and shard.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::durability::Durability;
 use super::replication::Replication;
 use super::value::{self, ShardSet};
 use crate::units;
@@ -101,6 +102,9 @@ pub struct Common {
     /// What replication guarantees, and may cost.
     #[command(flatten)]
     pub replication: Replication,
+    /// What a power cut may take.
+    #[command(flatten)]
+    pub durability: Durability,
     /// Least important level logged (off, error, warn, info, debug, trace), also by module: info,slotstream::leader=debug
     #[arg(long, env = "SLOTSTREAM_LOG_LEVEL", value_name = "LEVEL", default_value = "info", value_parser = value::log_level)]
     pub log_level: String,

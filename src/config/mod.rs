@@ -5,6 +5,7 @@
 //! there is no second list: what a file says is handed to clap as flags that the user did not give.
 
 mod args;
+mod durability;
 mod overlay;
 mod replication;
 mod value;
@@ -13,6 +14,7 @@ pub use args::{
     BackupArgs, BenchArgs, Cli, Command, Common, DemoArgs, Follower, InspectArgs, Lead, Leader, LogFormat,
     PromoteArgs, RestoreArgs, StatusArgs, SwitchoverArgs, TailArgs, VerifyArgs,
 };
+pub use durability::Durability;
 pub use overlay::{ParseError, parse};
 pub use replication::{Replication, SyncLevel, YesNo};
 pub use value::ShardSet;

@@ -166,6 +166,7 @@ fn required(given: bool, name: &str, wanted: &str) -> Result<(), String> {
 
 fn check_common(common: &Common) -> Result<(), String> {
     required(common.data_dir.is_some(), "data-dir", "DIR")?;
+    common.durability.check()?;
     if !common.listen.ip().is_loopback() && !common.allow_remote_clients {
         return Err(format!(
             "--listen {} is reachable from other machines and there is no password; wanted a loopback address, or --allow-remote-clients",

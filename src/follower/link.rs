@@ -438,9 +438,11 @@ impl Link {
                 self.heartbeat_at = next_beat(env.now.monotonic, env.options.heartbeat_interval);
                 self.core.push_heartbeat(frames, env);
                 self.core.check_slots(env)?;
+                // What became durable since is told with the next Ack, or by the heartbeat at the latest.
+                self.core.is_ack_due |= self.core.has_more_durable(env);
             }
             if self.core.is_ack_due {
-                self.core.push_ack(frames);
+                self.core.push_ack(frames, env);
             }
             if self.core.is_want_due {
                 self.core.push_want(frames, env)?;
@@ -606,14 +608,16 @@ impl Core {
         env.links.totals.heartbeats_sent.fetch_add(1, Relaxed);
     }
 
-    fn push_ack(&mut self, frames: &mut Vec<u8>) {
+    fn has_more_durable(&self, env: Env<'_>) -> bool {
+        let told = Seq(self.cell.durable_seq.load(Relaxed));
+        self.state == State::Stream && env.store.durable(self.shard).min(self.applier.watermark()) > told
+    }
+
+    fn push_ack(&mut self, frames: &mut Vec<u8>, env: Env<'_>) {
         let watermark = self.applier.watermark();
-        let ack = Ack {
-            received: watermark,
-            applied: watermark,
-            durable: Seq::ZERO,
-            received_bytes: self.scan_bytes,
-        };
+        let durable = env.store.durable(self.shard).min(watermark);
+        self.cell.durable_seq.store(durable.0, Relaxed);
+        let ack = Ack { received: watermark, applied: watermark, durable, received_bytes: self.scan_bytes };
         ack.push(frames, self.epoch);
         self.is_ack_due = false;
     }

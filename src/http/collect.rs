@@ -18,7 +18,7 @@ use crate::counters::{Counters, LATENCY_BOUNDS_NS};
 use crate::links::{LinkCell, Phase, Totals};
 use crate::metrics as names;
 use crate::status::{Changes, Role, View, is_inconsistent};
-use crate::store::Store;
+use crate::store::{LogState, Store};
 use crate::units::float;
 
 /// Installs the process's recorder. Only the binary calls this, once.
@@ -54,6 +54,7 @@ impl Collector {
         if let Some(store) = view.store() {
             publish_shards(view, store);
             gauge!(names::REGAINING).set(f64::from(store.is_regaining()));
+            publish_log(store);
         }
         publish_links(view, &cells);
         publish_totals(view.role(), &view.links.totals);
@@ -150,6 +151,20 @@ fn publish_shards(view: &View, store: &Store) {
     // A counter never falls: slots that were healed meanwhile stay counted.
     counter!(names::CHECKSUM_ERRORS_TOTAL, "where" => "open").absolute(damaged);
     gauge!(names::EPOCH).set(float(epoch));
+}
+
+fn publish_log(store: &Store) {
+    let Some(log) = store.log_stats() else { return };
+    counter!(names::WAL_BYTES_TOTAL).absolute(log.bytes);
+    counter!(names::WAL_SYNCS_TOTAL).absolute(log.syncs);
+    counter!(names::WAL_CHECKPOINTS_TOTAL).absolute(log.checkpoints);
+    counter!(names::WAL_STALLS_TOTAL).absolute(log.stalls);
+    gauge!(names::WAL_SEGMENTS).set(f64::from(log.segments));
+    gauge!(names::WAL_SEGMENTS_MAX).set(f64::from(log.segments_max));
+    gauge!(names::WAL_TAKES_CHANGES).set(f64::from(log.state == LogState::Going));
+    for shard in store.shards() {
+        gauge!(names::DURABLE_SEQ, "shard" => shard.to_string()).set(float(store.durable(shard).0));
+    }
 }
 
 fn publish_links(view: &View, cells: &[Arc<LinkCell>]) {

@@ -375,9 +375,12 @@ impl Attached {
         let received = ack.received.clamp(ack.applied, self.seq_sent);
         let received_before = Seq(cell.received_seq.swap(received.0, Relaxed));
         cell.applied_seq.store(self.seq_acked.0, Relaxed);
+        let durable = ack.durable.min(ack.applied);
+        let durable_before = Seq(cell.durable_seq.swap(durable.0, Relaxed));
         cell.last_io_unix_ms.store(env.now.unix_ms, Relaxed);
         self.publish_head(env);
         env.links.passed(&self.shown.cell, acked_before.min(received_before), received);
+        env.links.passed(&self.shown.cell, durable_before, durable);
         Ok(())
     }
 

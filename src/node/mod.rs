@@ -10,6 +10,7 @@
 
 mod accept;
 mod audit;
+mod durability;
 mod limits;
 mod listen;
 mod log;
@@ -241,6 +242,7 @@ struct Base {
     accept_store: Option<Uuid>,
     /// Whether a leader's store waits for what followers give back after an OS crash.
     regains: bool,
+    durability: config::Durability,
 }
 
 /// Logging, ports, signals and HTTP.
@@ -278,6 +280,7 @@ fn start_base(
     let regains = !common.replication.recover_from_followers.is_zero();
     Ok(Base {
         regains,
+        durability: common.durability.clone(),
         stop,
         clock,
         links,
@@ -306,6 +309,7 @@ impl Base {
         named: Option<String>,
     ) -> anyhow::Result<()> {
         let store = Arc::new(store);
+        let keepers = durability::start(&store, &self.links, &self.stop)?;
         let parts = self.parts(common, lead, &store, &shards)?;
         let node = Arc::clone(&parts.node);
         let running = match role {
@@ -328,6 +332,7 @@ impl Base {
             if audit.is_some_and(|audit| audit.join().is_err()) {
                 tracing::error!("the audit has panicked");
             }
+            keepers.into_iter().for_each(durability::join);
         });
         // Not joined: it may still be waiting for an answer that nobody needs any more.
         result.and(misfit.and_then(|misfit| misfit.try_recv().ok()).map_or(Ok(()), Err))

@@ -42,12 +42,14 @@ pub(super) fn for_leader(options: &config::Leader, base: &Base) -> anyhow::Resul
         }
     };
     let made = Options::create(geometry);
+    let made = base.durability.apply(made);
     Ok(Store::open(directory, Options { clock: Arc::clone(&base.clock), regain: base.regains, ..made })?)
 }
 
 /// Opens the store of a directory that leads since it was promoted at run time.
 pub(super) fn promoted(base: &Base) -> anyhow::Result<Store> {
-    let found = Options { clock: Arc::clone(&base.clock), regain: base.regains, ..Options::default() };
+    let found = base.durability.apply(Options::default());
+    let found = Options { clock: Arc::clone(&base.clock), regain: base.regains, ..found };
     Ok(Store::open(&base.data_dir, found)?)
 }
 
@@ -87,7 +89,8 @@ pub(super) fn for_follower(
     leader: &mut LeaderAt,
     shards: Option<&config::ShardSet>,
 ) -> anyhow::Result<Option<Store>> {
-    let found = Options { clock: Arc::clone(&base.clock), ..Options::default() };
+    let found = base.durability.apply(Options::default());
+    let found = Options { clock: Arc::clone(&base.clock), ..found };
     match Store::open(&base.data_dir, found.clone()) {
         Ok(store) => return Ok(Some(store)),
         Err(OpenError::Missing { .. }) => {}

@@ -153,13 +153,14 @@ pub(super) static TABLE: [Command; COMMAND_COUNT] = [
     row("type", 2, READONLY | FAST, ONE_KEY, keys::type_of),
     row("unlink", -2, WRITE | FAST, ALL_KEYS, keys::del),
     row("wait", 3, NOSCRIPT | BLOCKING, NO_KEY, wait::wait),
+    row("waitaof", 4, NOSCRIPT | BLOCKING, NO_KEY, wait::waitaof),
     row("xinfo", -2, NOSCRIPT | STALE, NO_KEY, xread::xinfo),
     row("xread", -4, NOSCRIPT | BLOCKING | STALE, NO_KEY, xread::xread),
     row("slotstream.lastseq", -1, CONNECTION, NO_KEY, position::lastseq),
     row("slotstream.waitseq", -2, NOSCRIPT | BLOCKING | STALE, NO_KEY, position::waitseq),
 ];
 
-const COMMAND_COUNT: usize = 57;
+const COMMAND_COUNT: usize = 58;
 /// Longer names are not in the index.
 const NAME_SIZE_MAX: usize = 16;
 

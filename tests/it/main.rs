@@ -9,6 +9,7 @@ mod cli;
 mod crash;
 mod demo;
 mod disk;
+mod durability;
 mod expiry;
 mod garbage;
 mod guard_rails;

@@ -13,7 +13,7 @@ use super::client::REDIS_VERSION;
 use crate::links::{LinkCell, Links, Phase};
 use crate::resp::context::{Context, Role};
 use crate::slot::{Seq, ShardIndex};
-use crate::store::Store;
+use crate::store::{LogState, Store};
 
 /// A connected follower, over all its links.
 pub(super) struct Follower {
@@ -205,12 +205,18 @@ fn resident_bytes() -> u64 {
     pages * rustix::param::page_size() as u64
 }
 
-fn persistence(_: &Worker, text: &mut String) -> std::fmt::Result {
+fn persistence(worker: &Worker, text: &mut String) -> std::fmt::Result {
     write!(text, "loading:0\r\n")?;
     write!(text, "async_loading:0\r\n")?;
     write!(text, "rdb_bgsave_in_progress:0\r\n")?;
     write!(text, "rdb_last_bgsave_status:ok\r\n")?;
-    write!(text, "aof_enabled:0\r\n")?;
+    let log = worker.context.store.log_stats();
+    write!(text, "aof_enabled:{}\r\n", u8::from(log.is_some()))?;
+    if let Some(log) = log {
+        let status = if log.state == LogState::Going { "ok" } else { "err" };
+        write!(text, "aof_last_write_status:{status}\r\n")?;
+        write!(text, "aof_current_segments:{}\r\n", log.segments)?;
+    }
     write!(text, "aof_rewrite_in_progress:0\r\n")
 }
 

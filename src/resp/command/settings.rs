@@ -82,6 +82,7 @@ fn level_name(level: Option<Level>) -> &'static str {
         None => "none",
         Some(Level::Received) => "received",
         Some(Level::Applied) => "applied",
+        Some(Level::Durable) => "durable",
     }
 }
 

@@ -1,0 +1,158 @@
+//! The threads that keep a store's log: one writes and syncs it, one makes slots durable and cuts it.
+//!
+//! Whatever fails for good ends the process at once, and not in order: a mark that all is well would lie. A full
+//! disk is not that: the store refuses changes and says so, and this goes on trying.
+
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use crate::links::Links;
+use crate::slot::Seq;
+use crate::stop::Stop;
+use crate::store::{Durability, LogState, Store, SyncError};
+
+/// What shards have is written this often, so that a sync has little left to write.
+const TICK: Duration = Duration::from_millis(10);
+const CHECKPOINT_TICK: Duration = Duration::from_millis(200);
+/// A log that is not nearly full is cut after this long, so that a restart has little to replay.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
+const SAY_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Starts both, where the store has a log; they end when the stop signal is set.
+pub(super) fn start(
+    store: &Arc<Store>,
+    links: &Arc<Links>,
+    stop: &Stop,
+) -> anyhow::Result<Vec<JoinHandle<()>>> {
+    let Durability::Interval(interval) = store.durability() else { return Ok(Vec::new()) };
+    let (writer, cutter) = (Writer::new(store, links, interval), Cutter::new(store));
+    Ok(vec![spawn("wal", stop, writer)?, spawn("checkpoint", stop, cutter)?])
+}
+
+/// Waits for one of them to end.
+pub(super) fn join(thread: JoinHandle<()>) {
+    if thread.join().is_err() {
+        tracing::error!("a thread of the log panicked");
+    }
+}
+
+trait Work: Send + 'static {
+    /// How long to wait before the next round.
+    fn wait(&self) -> Duration;
+    fn round(&mut self);
+}
+
+fn spawn(name: &str, stop: &Stop, mut work: impl Work) -> anyhow::Result<JoinHandle<()>> {
+    let (wake, stopped) = mpsc::channel::<()>();
+    let run = move || {
+        while stopped.recv_timeout(work.wait()) == Err(mpsc::RecvTimeoutError::Timeout) {
+            work.round();
+        }
+    };
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run).context("no thread")?;
+    stop.on_stop(move || drop(wake));
+    Ok(thread)
+}
+
+/// Says what went wrong; ends the process unless it is a full disk.
+fn judge(result: Result<(), SyncError>, said: &mut Option<Instant>) {
+    let Err(error) = result else { return };
+    if !error.is_full() {
+        tracing::error!(%error, "what is written can not be made durable any more: this process ends");
+        std::process::exit(1);
+    }
+    if said.is_none_or(|said| said.elapsed() >= SAY_INTERVAL) {
+        *said = Some(Instant::now());
+        tracing::error!(%error, "the disk is full: writes are refused until there is space");
+    }
+}
+
+struct Writer {
+    store: Arc<Store>,
+    links: Arc<Links>,
+    interval: Duration,
+    synced: Instant,
+    durable: Vec<Seq>,
+    said: Option<Instant>,
+    stalls: u64,
+}
+
+impl Writer {
+    fn new(store: &Arc<Store>, links: &Arc<Links>, interval: Duration) -> Self {
+        let durable = store.shards().map(|shard| store.durable(shard)).collect();
+        let (store, links) = (Arc::clone(store), Arc::clone(links));
+        Self { store, links, interval, synced: Instant::now(), durable, said: None, stalls: 0 }
+    }
+
+    /// Wakes who waits for something to be durable here.
+    fn wake(&mut self) {
+        for (shard, before) in self.store.shards().zip(&mut self.durable) {
+            let now = self.store.durable(shard);
+            self.links.durable_here(shard, std::mem::replace(before, now), now);
+        }
+    }
+
+    fn say_stalls(&mut self) {
+        let stalls = self.store.log_stats().map_or(0, |log| log.stalls);
+        let is_due = self.said.is_none_or(|said| said.elapsed() >= SAY_INTERVAL);
+        if stalls > self.stalls && is_due {
+            self.said = Some(Instant::now());
+            let times = stalls - std::mem::replace(&mut self.stalls, stalls);
+            tracing::warn!(times, "the log was full: writes waited for a checkpoint; see --wal-size-max");
+        }
+    }
+}
+
+impl Work for Writer {
+    fn wait(&self) -> Duration {
+        TICK.min(self.interval.saturating_sub(self.synced.elapsed()))
+    }
+
+    fn round(&mut self) {
+        let was_full = self.store.log_state() == LogState::NoSpace;
+        let is_due = self.synced.elapsed() >= self.interval;
+        if is_due {
+            // Before, not after: the interval is between two beginnings.
+            self.synced = Instant::now();
+        }
+        let done = if is_due { self.store.sync_log() } else { self.store.write_log() };
+        judge(done, &mut self.said);
+        if was_full && self.store.log_state() == LogState::Going {
+            tracing::info!("the disk has space again: writes are taken");
+        }
+        if is_due {
+            self.wake();
+            self.say_stalls();
+        }
+    }
+}
+
+struct Cutter {
+    store: Arc<Store>,
+    last: Instant,
+    said: Option<Instant>,
+}
+
+impl Cutter {
+    fn new(store: &Arc<Store>) -> Self {
+        Self { store: Arc::clone(store), last: Instant::now(), said: None }
+    }
+}
+
+impl Work for Cutter {
+    fn wait(&self) -> Duration {
+        CHECKPOINT_TICK
+    }
+
+    fn round(&mut self) {
+        if self.store.wants_checkpoint(self.last.elapsed() >= CHECKPOINT_INTERVAL) {
+            self.last = Instant::now();
+            let done = self.store.checkpoint();
+            tracing::debug!(took = ?self.last.elapsed(), "checkpoint");
+            judge(done, &mut self.said);
+        }
+    }
+}
