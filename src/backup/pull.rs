@@ -1,8 +1,9 @@
 //! One shard's records from a running leader, over the followers' protocol: the scan, then the stream up to a
 //! seq at which the state is exactly the leader's.
 //!
-//! Nobody is told that a write has arrived: Acks name the seq where the backup began, whatever has come since,
-//! so that no client's `WAIT` counts a backup as a follower. They count bytes, which opens the scan's window.
+//! Nobody is told that a new write has arrived: Acks name the seq where the backup began (zero, or its base's),
+//! whatever has come since, so that a client's `WAIT` for such a write does not count a backup as a follower. They
+//! count bytes, which opens the scan's window.
 //! Blocks the caller; while its file takes no more, the leader's ring overflows, and a scan sends the rest.
 
 use std::io::{self, Read, Write};
