@@ -78,6 +78,8 @@ fn every_option_that_the_readme_names_is_there() {
         "switchover",
         "inspect",
         "verify",
+        "backup",
+        "restore",
         "tail",
         "demo",
         "bench",
