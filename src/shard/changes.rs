@@ -5,10 +5,9 @@ use crate::slot::{Seq, SlotError, SlotIndex, Status};
 use super::scan::Scan;
 use super::{BLOCK_SLOTS, Shard};
 
-// Summaries and slots looked at under one lock: a few microseconds where nothing changed, some tens where
-// every slot did.
+// Summaries and slots looked at under one lock: some microseconds, whether nothing changed or everything.
 const STEP_BLOCKS_MAX: u32 = 4096;
-const STEP_SLOTS_MAX: u32 = 1024;
+const STEP_SLOTS_MAX: u32 = 256;
 
 impl Shard {
     /// Looks on for slots whose last change is above the scan's bound and not above `until`; adds seq and slot

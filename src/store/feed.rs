@@ -23,6 +23,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::RwLockReadGuard;
+
 use super::position::{Position, position};
 use super::{Locked, Scan, Store, Term};
 use crate::shard::header::Step;
@@ -185,8 +187,8 @@ impl ChangeFeed {
         self.last
     }
 
-    /// Takes one step, which holds the shard's lock shared for some tens of microseconds: looks on, or gives at
-    /// most `count_max` changes to `take`.
+    /// Takes one step: looks on, or gives at most `count_max` changes to `take`. It holds the shard's lock shared
+    /// for some microseconds, and for what `take` does with up to 64 changes.
     pub fn step(
         &mut self,
         store: &Store,
@@ -209,9 +211,9 @@ impl ChangeFeed {
             Stage::Idle if reached <= self.through => Ok(Fed::Drained),
             Stage::Idle => {
                 let scan = locked.shard.scan(self.through);
-                self.look(&locked, Plan { term, until: reached }, scan, Vec::new())
+                self.look(locked, Plan { term, until: reached }, scan, Vec::new())
             }
-            Stage::Look { plan, scan, found } => self.look(&locked, plan, scan, found),
+            Stage::Look { plan, scan, found } => self.look(locked, plan, scan, found),
             Stage::Give { plan, found } => self.give(&locked, plan, found, count_max, take),
         }
     }
@@ -240,13 +242,15 @@ impl ChangeFeed {
 
     fn look(
         &mut self,
-        locked: &Locked,
+        locked: RwLockReadGuard<'_, Locked>,
         mut plan: Plan,
         mut scan: Scan,
         mut found: Vec<(Seq, SlotIndex)>,
     ) -> Result<Fed, FeedError> {
         let more = locked.shard.find_changed(&mut scan, plan.until, &mut found);
         let more = more.map_err(|(slot, error)| FeedError::Damaged { shard: self.shard, slot, error })?;
+        // A writer need not wait for the choice.
+        drop(locked);
         let max = self.plan_slots_max;
         if found.len() >= 2 * max || (!more && found.len() > max) {
             // The least ones are next; the others are looked for again when these are given out.
