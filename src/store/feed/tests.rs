@@ -194,6 +194,23 @@ fn a_failover_between_two_steps_of_one_feed_is_seen() {
 }
 
 #[test]
+fn a_new_term_that_drops_nothing_neither_repeats_nor_misses_a_change() {
+    let (leader, node) = (memory(300), memory(300));
+    for key in 0..200_u8 {
+        leader.put(&[key], b"both").unwrap();
+    }
+    copy(&leader, &node, Seq(200));
+    let mut reader = Reader::default();
+    let mut feed = feed(ChangeId::START);
+    while reader.last.seq < Seq(120) {
+        feed.step(&node, 40, |id, slot, view| reader.take(id, slot, view)).unwrap();
+    }
+    node.promote().unwrap();
+    reader.drain(&node, &mut feed);
+    assert_eq!(reader.records(), contents(&leader));
+}
+
+#[test]
 fn several_shards_are_read_in_turn_and_a_wait_ends() {
     let geometry = Geometry { shard_count: 3, key_size_max: 8, value_size_max: 16, shard_prefix_bits: 0 };
     let store = Arc::new(Store::open("unused".as_ref(), Options::memory(geometry, 500)).unwrap());
