@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::clock::Now;
 use crate::links::{ClockOffset, LinkCell, Links, Phase, monotonic_ms};
 use crate::planted::{Bug, is_planted};
-use crate::slot::{Geometry, Records, Seq, ShardIndex, SlotError, SlotIndex};
+use crate::slot::{Geometry, Records, Seq, ShardIndex, SlotError, SlotIndex, lineage};
 use crate::store::{ApplyError, Progress, Step, Store};
 use crate::wire::frame::{
     FLAG_SCAN, FLAG_STREAM, FLAG_WANTED, Frame, FrameDecoder, FrameError, Kind, PREAMBLE, Side,
@@ -175,13 +175,16 @@ pub enum LinkError {
         /// The newest we know of.
         wanted: u64,
     },
-    /// The leader's shard never held anything, and ours does.
+    /// The leader's shard shares nothing with ours, and nobody was promoted since.
     #[error(
-        "the leader's shard is empty in epoch {epoch}, this follower holds {records} records of it, up to seq {head}, and \
-         keeps them: was the leader's data directory replaced? To throw them away, start this follower with \
-         --accept-store {store_id}"
+        "the leader's shard (seq {leader_head}, epoch {epoch}) has lived through nothing of what this follower holds of \
+         it, {records} records up to seq {head}, and the follower keeps them: was the leader's data directory emptied \
+         or replaced? Let this follower lead (promote --force), or throw its data away (start it with \
+         --accept-store {store_id})"
     )]
     EmptiedStore {
+        /// The leader's last seq.
+        leader_head: Seq,
         /// The epoch of both.
         epoch: u64,
         /// Our records.
@@ -560,23 +563,29 @@ impl Core {
         Ok(())
     }
 
-    /// What is held here is not given up for nothing at all, unless somebody was promoted since, or says so. A
-    /// leader that deleted its last record has a head all the same.
+    /// What is held here is not given up to a leader that has lived through none of it, unless somebody was promoted
+    /// since, or says so. Its own writes since it came back empty change nothing about that. A leader that deleted
+    /// its last record has a past all the same, and so has one that a power cut set back: it knows our terms, and
+    /// has got back from its followers what they had, or lost nothing that is held here.
     fn check_emptied(&self, welcome: &Welcome, env: Env<'_>) -> Result<(), LinkError> {
         let (head, (_, records)) = (env.store.head_shared(self.shard), env.store.extent(self.shard));
-        let is_emptied = welcome.head == Seq::ZERO && welcome.epoch == self.epoch;
-        if !is_emptied || head == Seq::ZERO || records == 0 || is_planted(Bug::EmptiedStoreAccepted) {
+        let is_relative = welcome.fork > Seq::ZERO || welcome.epoch != self.epoch;
+        if is_relative || head == Seq::ZERO || records == 0 || is_planted(Bug::EmptiedStoreAccepted) {
             return Ok(());
         }
-        let (epoch, store_id) = (welcome.epoch, welcome.store_id);
+        let ours = env.store.lineage(self.shard);
+        if welcome.head >= head && ours.last().is_some_and(|last| lineage::knows(&welcome.lineage, last)) {
+            return Ok(());
+        }
+        let (epoch, store_id, leader_head) = (welcome.epoch, welcome.store_id, welcome.head);
         if env.options.accept_store != Some(store_id) {
-            return Err(LinkError::EmptiedStore { epoch, records, head, store_id });
+            return Err(LinkError::EmptiedStore { leader_head, epoch, records, head, store_id });
         }
         tracing::warn!(
             shard = self.shard.0,
             records,
-            "--accept-store: the leader's shard is empty, and THE RECORDS OF THIS ONE ARE THROWN AWAY; they are in the \
-             report of dropped writes"
+            "--accept-store: the leader's shard shares nothing with this one, and THE RECORDS OF THIS ONE ARE THROWN \
+             AWAY; they are in the report of dropped writes"
         );
         Ok(())
     }

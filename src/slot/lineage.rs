@@ -60,6 +60,12 @@ pub fn fork(ours: &[Term], our_head: Seq, theirs: &[Term], their_head: Seq) -> O
     Some(shared)
 }
 
+/// Whether a side has lived through a part of this term, be its seqs others by now.
+#[must_use]
+pub fn knows(lineage: &[Term], term: &Term) -> bool {
+    lineage.iter().any(|other| other.is(term))
+}
+
 /// The last seq of the term at this place.
 fn end(lineage: &[Term], at: usize, head: Seq) -> Seq {
     lineage.get(at + 1).map_or(head, |next| Seq(next.first_seq.saturating_sub(1))).min(head)

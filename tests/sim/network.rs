@@ -10,6 +10,7 @@ use std::io;
 use std::rc::Rc;
 
 use slotstream::Seq;
+use slotstream::store::Term;
 use slotstream::wire::Transport;
 
 use crate::random::Random;
@@ -35,7 +36,15 @@ struct Shared {
     health: Health,
     /// Deliveries in a hundred that flip a bit.
     noise_percent: usize,
-    welcomed: Option<(Seq, u64)>,
+    welcomed: Option<Welcomed>,
+}
+
+/// What a leader's shard was when it took a follower.
+#[derive(Debug, Clone)]
+pub(crate) struct Welcomed {
+    pub(crate) head: Seq,
+    pub(crate) epoch: u64,
+    pub(crate) lineage: Vec<Term>,
 }
 
 /// A connection, as the network sees it; clones are the same connection.
@@ -82,14 +91,14 @@ impl Connection {
         }
     }
 
-    /// The leader has taken the follower, with this head and in this epoch.
-    pub(crate) fn welcome(&self, head: Seq, epoch: u64) {
-        self.0.borrow_mut().welcomed.get_or_insert((head, epoch));
+    /// The leader has taken the follower.
+    pub(crate) fn welcome(&self, leader: impl FnOnce() -> Welcomed) {
+        self.0.borrow_mut().welcomed.get_or_insert_with(leader);
     }
 
     /// What the leader had when it took the follower, if it has.
-    pub(crate) fn welcomed(&self) -> Option<(Seq, u64)> {
-        self.0.borrow().welcomed
+    pub(crate) fn welcomed(&self) -> Option<Welcomed> {
+        self.0.borrow().welcomed.clone()
     }
 
     /// From now on nothing arrives any more, and nobody is told.

@@ -14,13 +14,14 @@ use std::time::Duration;
 use slotstream::chance::Chance;
 use slotstream::clock::{Clock, ManualClock};
 use slotstream::links::Phase;
-use slotstream::store::{Options as StoreOptions, WriteError};
+use slotstream::slot::lineage;
+use slotstream::store::{Options as StoreOptions, Term, WriteError};
 use slotstream::wire::RefuseCode;
 use slotstream::{Seq, ShardIndex, Store, follower, leader};
 use uuid::Uuid;
 
 use crate::history::{Held, Histories, Mirror, Recorder};
-use crate::network::Connection;
+use crate::network::{Connection, Welcomed};
 use crate::nodes::{Dropped, Node, Role};
 use crate::random::Random;
 use crate::scenario::{Scenario, SeededChance, Tally};
@@ -42,6 +43,7 @@ struct Holding {
     head: Seq,
     records: u64,
     epoch: u64,
+    lineage: Vec<Term>,
 }
 
 impl Holding {
@@ -50,12 +52,19 @@ impl Holding {
             head: store.head_shared(shard),
             records: store.extent(shard).1,
             epoch: store.epoch_seen(shard),
+            lineage: store.lineage(shard),
         }
     }
 
-    /// Whether a leader with this head in this epoch came back empty.
-    fn is_emptied(&self, head: Seq, epoch: u64) -> bool {
-        head == Seq::ZERO && epoch == self.epoch && self.head > Seq::ZERO && self.records > 0
+    /// Whether this leader came back as one that has lived through nothing of it, and was not promoted.
+    fn is_emptied(&self, leader: &Welcomed) -> bool {
+        let is_lost = || {
+            let last = self.lineage.last().unwrap();
+            leader.head < self.head || !lineage::knows(&leader.lineage, last)
+        };
+        let shared = lineage::fork(&leader.lineage, leader.head, &self.lineage, self.head);
+        let is_held = self.head > Seq::ZERO && self.records > 0;
+        is_held && leader.epoch == self.epoch && shared == Some(Seq::ZERO) && is_lost()
     }
 }
 
@@ -450,7 +459,11 @@ impl World {
         // Nothing is written meanwhile, so the head is what a Welcome says.
         let result = received.and_then(|()| link.send(&mut connection.end(true, random), budget, env));
         if let (Some(_), Some(shard)) = (link.seq_sent(), link.shard().map(ShardIndex)) {
-            connection.welcome(store.head(shard), store.epoch_seen(shard));
+            connection.welcome(|| Welcomed {
+                head: store.head(shard),
+                epoch: store.epoch_seen(shard),
+                lineage: store.lineage(shard),
+            });
         }
         if let (Some(through), Some(shard)) = (link.given_back(), link.shard())
             && let Some(lost) = &mut leading.lost
@@ -493,7 +506,7 @@ impl World {
         let received = link.receive(&mut connection.end(false, &mut self.random), env).map(|_| ());
         let result = received.and_then(|()| link.send(&mut connection.end(false, &mut self.random), env));
         let (watermark, is_streaming) = (link.watermark(), link.is_streaming());
-        let is_emptied = connection.welcomed().is_some_and(|(head, epoch)| held.is_emptied(head, epoch));
+        let is_emptied = connection.welcomed().is_some_and(|leader| held.is_emptied(&leader));
         if let Err(error) = &result {
             let is_fair = match error {
                 follower::LinkError::Refused(refuse) => {
@@ -563,11 +576,16 @@ impl World {
         let leader = leaders.into_iter().max_by_key(|node| epoch_of(&self.nodes[*node])).unwrap();
         let store = &self.nodes[leader].store;
         let is_behind = store.shards().any(|shard| store.epoch_seen(shard) < epoch);
-        // Nobody gives data up for an empty leader, unless it is promoted.
+        // Nobody gives data up for a leader that shares nothing of it, unless that is promoted.
         // What a leader sent before a power cut may still be on its way to a follower.
         let is_cut = self.scenario.power_percent > 0;
         let is_held = |shard| is_cut || self.nodes.iter().any(|node| node.store.extent(shard).1 > 0);
-        let is_empty = store.shards().any(|shard| store.head(shard) == Seq::ZERO && is_held(shard));
+        // Who was set back to nothing once, or followed one that was, shares nothing from before.
+        let begins_anew =
+            |node: &Node, shard| node.store.lineage(shard).iter().skip(1).any(|term| term.first_seq == 1);
+        let is_new =
+            |shard| store.head(shard) == Seq::ZERO || self.nodes.iter().any(|node| begins_anew(node, shard));
+        let is_empty = store.shards().any(|shard| is_new(shard) && is_held(shard));
         if is_empty || is_behind || store.is_read_only() {
             self.nodes[leader].lead(&mut self.histories, |store| store.lead_past(epoch).unwrap());
         }
