@@ -427,8 +427,10 @@ impl Links {
         }
         let offset = cell.clock_offset_ms.load(Ordering::Relaxed);
         let now_ms = monotonic_ms(now).saturating_add_signed(offset);
-        // Nothing known: as old as this process at least.
-        let at_ms = self.heads.time_at(ShardIndex(cell.shard), applied).unwrap_or_default();
+        let Some(at_ms) = self.heads.time_at(ShardIndex(cell.shard), applied) else {
+            // Nothing known, not even whether there is anything to have: as old as this process at least.
+            return monotonic_ms(now);
+        };
         let age_ms = now_ms.saturating_sub(at_ms);
         if applied >= head && age_ms <= silence_ms_max { 0 } else { age_ms }
     }

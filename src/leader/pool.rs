@@ -368,7 +368,9 @@ impl Worker {
             self.accepting.as_mut().filter(|accepting| now.monotonic >= accepting.heads_at)
         {
             accepting.heads_at = crate::wire::next_beat(now.monotonic, HEADS_INTERVAL);
-            for shard in env.store.shards() {
+            // Who follows hears of its leader's heads, in its leader's clock; its own are none.
+            let leads = env.options.leader.is_none();
+            for shard in env.store.shards().filter(|_| leads) {
                 env.links.heads.seen(shard, monotonic_ms(now), env.store.head(shard));
             }
         }

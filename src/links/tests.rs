@@ -128,6 +128,18 @@ fn a_leader_knows_lag_exactly_and_a_silent_leader_is_lag_for_its_follower() {
     assert_eq!(lag(25, 19_000), Lag { records: 5, bytes: 500, ms: 9_000 });
 }
 
+/// A follower that was started without its leader once was as fresh as could be, or decades old.
+#[test]
+fn where_nothing_is_known_a_follower_is_as_old_as_its_process() {
+    let links = Links::new();
+    let cell = cell(&links, 1, 0, 0);
+    cell.silence_ms_max.store(2_000, Ordering::Relaxed);
+    let age_ms = |now| links.lag(&cell, Seq::ZERO, 8, 50, at(now)).ms;
+    assert_eq!((age_ms(1), age_ms(1_500), age_ms(90_000)), (1, 1_500, 90_000));
+    cell.clock_offset_ms.store(1_700_000_000_000, Ordering::Relaxed);
+    assert_eq!(age_ms(90_000), 90_000, "of a clock that told no head");
+}
+
 #[test]
 fn a_follower_in_its_first_scan_is_near_nothing() {
     let links = Links::new();
