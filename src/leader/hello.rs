@@ -27,7 +27,10 @@ pub(super) fn check_identity(store: &Store, epoch: u64, hello: &Hello) -> Result
         let found = hello.store_id;
         return refuse(
             RefuseCode::ForeignStore,
-            format!("follower holds data of store {found}, this is store {store_id}"),
+            format!(
+                "follower holds data of store {found}, this is store {store_id}; to throw the follower's data away, \
+                 start it with --accept-store {store_id}"
+            ),
         );
     }
     if let Some(found) = hello.geometry.filter(|found| *found != geometry) {

@@ -86,7 +86,7 @@ pub fn lead(options: &config::Leader) -> anyhow::Result<()> {
     };
     log_store(&store, &base.data_dir, start.elapsed());
     let shards = store.shards().collect();
-    base.run(common, &options.lead, store, shards, role, memory, None)
+    base.run(common, &options.lead, store, shards, role, memory)
 }
 
 /// Runs a node that is started as a follower until it is told to stop.
@@ -123,9 +123,7 @@ pub fn follow(options: &config::Follower) -> anyhow::Result<()> {
         );
     }
     let shards = open::carried(options.shards.as_ref(), &store)?;
-    // Only whom somebody named: a leader that was moved to has been looked at.
-    let named = matches!(&role, Remembered::Follower(leader) if leader.replication == given).then_some(given);
-    base.run(common, &options.lead, store, shards, role, memory, named)
+    base.run(common, &options.lead, store, shards, role, memory)
 }
 
 fn say_recalled(role: &str, base: &Base) {
@@ -200,34 +198,6 @@ fn check_epoch(leader: &str, info: &LeaderInfo, store: &Store) -> Result<(), Str
     Err(format!("leader {leader} is in epoch {}, this node has seen epoch {seen}", info.epoch))
 }
 
-/// Asks the leader, once and beside everything else, whether this is its follower. A follower with
-/// data serves it while its leader is away; one that was pointed at another store's leader is a
-/// mistake that somebody must see at once: the node stops and says so.
-fn watch_for_misfit(
-    leader: String,
-    store: &Arc<Store>,
-    stop: &Stop,
-) -> anyhow::Result<mpsc::Receiver<anyhow::Error>> {
-    let (found, misfit) = mpsc::channel();
-    let (store, stop) = (Arc::clone(store), stop.clone());
-    let check = move || {
-        let error = match follower::probe(&leader, open::PROBE_TIMEOUT) {
-            Ok(info) => match check_store(&leader, &info, &store) {
-                Ok(()) => return,
-                Err(error) => anyhow::anyhow!(error),
-            },
-            Err(error) if error.is_permanent() => anyhow::anyhow!("leader {error}"),
-            Err(_) => return,
-        };
-        // The receiver is there until the process ends.
-        if found.send(error).is_ok() {
-            stop.set();
-        }
-    };
-    std::thread::Builder::new().name("check-leader".to_owned()).spawn(check).context("no thread")?;
-    Ok(misfit)
-}
-
 /// What a node has before its store is open.
 struct Base {
     stop: Stop,
@@ -295,9 +265,8 @@ fn start_base(
 }
 
 impl Base {
-    /// Serves `store` in its first role, and in others as clients ask, until told to stop. `named` is a
-    /// leader that must be of the same store.
-    #[expect(clippy::too_many_arguments, reason = "each is one of the things that a start differs by")]
+    /// Serves `store` in its first role, and in others as clients ask, until told to stop. A follower serves
+    /// what it holds whoever its leader turns out to be: its links say why they are refused.
     fn run(
         self,
         common: &Common,
@@ -306,7 +275,6 @@ impl Base {
         shards: Vec<ShardIndex>,
         role: Remembered,
         memory: Memory,
-        named: Option<String>,
     ) -> anyhow::Result<()> {
         let store = Arc::new(store);
         let keepers = durability::start(&store, &self.links, &self.stop)?;
@@ -323,7 +291,6 @@ impl Base {
         let director = Director::start(parts, running, memory, self.stop.clone())?;
         let audit = audit::start(&store, &self.stop).context("no thread for the audit")?;
         self.announce(common)?;
-        let misfit = named.map(|leader| watch_for_misfit(leader, &store, &self.stop)).transpose()?;
         self.wait_for_stop();
         let mut result = Ok(());
         self.finish(&store, || {
@@ -334,8 +301,7 @@ impl Base {
             }
             keepers.into_iter().for_each(durability::join);
         });
-        // Not joined: it may still be waiting for an answer that nobody needs any more.
-        result.and(misfit.and_then(|misfit| misfit.try_recv().ok()).map_or(Ok(()), Err))
+        result
     }
 
     fn parts(
