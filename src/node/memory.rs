@@ -101,15 +101,24 @@ impl Memory {
         Ok(None)
     }
 
-    /// Keeps a role across restarts.
+    /// Keeps a role across restarts. What could not be finished is not left behind: it takes room on a disk
+    /// that may have none.
     pub(super) fn keep(&self, role: &Remembered) -> io::Result<()> {
-        let content = Content { role: role.clone(), started_as: self.started_as.clone() };
         let unfinished = self.path.with_extension("json.new");
-        let mut file = File::create(&unfinished)?;
-        file.write_all((serde_json::to_string(&content)? + "\n").as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&unfinished, &self.path)?;
+        let kept = self.write(&unfinished, role).and_then(|()| fs::rename(&unfinished, &self.path));
+        if kept.is_err() {
+            // The first error tells what is wrong here.
+            drop(fs::remove_file(&unfinished));
+        }
+        kept?;
         directory::sync(self.path.parent().unwrap_or(Path::new(".")))
+    }
+
+    fn write(&self, path: &Path, role: &Remembered) -> io::Result<()> {
+        let content = Content { role: role.clone(), started_as: self.started_as.clone() };
+        let mut file = File::create(path)?;
+        file.write_all((serde_json::to_string(&content)? + "\n").as_bytes())?;
+        file.sync_all()
     }
 }
 

@@ -30,6 +30,9 @@ const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long the handing over of the lead may take where nobody says.
 const SWITCHOVER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How the answer to an order begins that may be done or not; others that are no success say that it is not.
+pub(super) const UNCERTAIN: &str = "UNCERTAIN";
+
 /// A leader that nobody has replaced.
 const LEADER: Remembered = Remembered::Leader { superseded_by_epoch: None };
 
@@ -153,7 +156,16 @@ impl Roles {
 
     fn obey(&mut self, order: Order, answer: Answer) -> anyhow::Result<()> {
         let done = match order {
-            Order::Lead => self.lead()?,
+            Order::Lead => match self.lead() {
+                Ok(done) => done,
+                Err(error) => {
+                    // It may be written down already, and the next start finishes it.
+                    answer(Err(format!(
+                        "{UNCERTAIN} this node ends before it leads, and may lead: {error:#}"
+                    )));
+                    return Err(error);
+                }
+            },
             Order::Follow { host, port } => self.follow(&host, port)?,
             Order::Failover { to, timeout } => {
                 match Switchover::new(&self.parts, self.leader().is_some(), to) {
@@ -229,21 +241,33 @@ impl Roles {
 
     /// Follows the node that answers Redis clients there.
     fn follow(&mut self, host: &str, port: u16) -> anyhow::Result<Result<String, String>> {
-        let leader = match self.find_leader(host, port) {
-            Ok(leader) => leader,
+        let (leader, epoch) = match self.find_leader(host, port) {
+            Ok(found) => found,
             Err(text) => return Ok(Err(text)),
         };
         if self.leader() == Some(&leader) {
             return Ok(Ok("OK Already connected to specified master".to_owned()));
         }
         if let Err(error) = self.change_leader(leader)? {
+            self.heard_of(epoch);
             return Ok(Err(error));
         }
         Ok(Ok("OK".to_owned()))
     }
 
-    /// Asks the node there where it takes followers, and whether it would take this one.
-    fn find_leader(&self, host: &str, port: u16) -> Result<LeaderAt, String> {
+    /// A leader that cannot follow its successor must not go on beside it.
+    fn heard_of(&self, epoch: u64) {
+        if self.leader().is_some() || epoch <= super::epoch_seen(&self.parts.store) {
+            return;
+        }
+        if self.parts.links.supersede(epoch) {
+            tracing::error!(epoch, "this leader was replaced: it takes no writes any more");
+        }
+        self.parts.store.stop_writes();
+    }
+
+    /// Asks the node there where it takes followers, and whether it would take this one; the leader's epoch.
+    fn find_leader(&self, host: &str, port: u16) -> Result<(LeaderAt, u64), String> {
         let address = format!("{}:{port}", bracketed(host));
         let info = Asked::new(&address, ASK_TIMEOUT).map_err(|error| error.to_string())?.info;
         if info.run_id == self.parts.node.run_id {
@@ -255,8 +279,8 @@ impl Roles {
             ));
         }
         let replication = format!("{}:{}", bracketed(host), info.replication_port);
-        self.check_leader(&replication)?;
-        Ok(LeaderAt { replication, resp_port: port })
+        let epoch = self.check_leader(&replication)?.epoch;
+        Ok((LeaderAt { replication, resp_port: port }, epoch))
     }
 
     /// Whether who takes followers there leads this node's store.

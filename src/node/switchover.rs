@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::memory::{LeaderAt, Memory, Remembered};
 use super::role::Parts;
-use super::roles::ASK_TIMEOUT;
+use super::roles::{ASK_TIMEOUT, UNCERTAIN};
 use crate::follower::{self, ProbeError};
 use crate::inspect::ask::{AskError, Asked, bracketed};
 use crate::links::{LinkCell, Links, Phase};
@@ -197,7 +197,7 @@ impl Switchover {
         parts.node.control.set_failover(FailoverState::InProgress);
         let verdict = match self.asked.order(&["REPLICAOF", "NO", "ONE"]) {
             Ok(_) => Verdict::Leads,
-            Err(error @ AskError::Refused { .. }) => Verdict::DoesNot(error.to_string()),
+            Err(error) if is_refused(&error) => Verdict::DoesNot(error.to_string()),
             Err(error) => self.ask_for_verdict(error),
         };
         match verdict {
@@ -250,6 +250,11 @@ enum Verdict {
     Leads,
     DoesNot(String),
     Silent(String),
+}
+
+/// Whether the follower says that it does not lead, and will not.
+fn is_refused(error: &AskError) -> bool {
+    matches!(error, AskError::Refused { text, .. } if !text.starts_with(UNCERTAIN))
 }
 
 /// Why a follower cannot take over as it is: a shard without a link, or one that does not stream.
@@ -316,6 +321,14 @@ mod tests {
         abort.open();
         assert!(abort.close());
         assert!(!abort.ask() && !abort.is_asked(), "the follower may have been told");
+    }
+
+    /// Its role may be written down as another before something fails: no word that it does not lead.
+    #[test]
+    fn a_follower_that_ends_half_way_has_not_refused() {
+        let answered = |text: &str| AskError::Refused { address: "b:6379".to_owned(), text: text.to_owned() };
+        assert!(is_refused(&answered("ERR role.json: no space left")));
+        assert!(!is_refused(&answered(&format!("{UNCERTAIN} this node ends before it leads"))));
     }
 
     /// However a link and the end of a hand-over come between each other, no replaced leader takes writes.

@@ -3,6 +3,7 @@
 //! `cargo nextest run` runs each test in a process of its own. Tests that load the machine begin with
 //! `heavy_` and run one at a time.
 
+mod alone;
 mod backup;
 mod changes;
 mod cli;
