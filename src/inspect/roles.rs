@@ -21,8 +21,8 @@ pub enum RoleError {
     Ask(#[from] AskError),
     /// Two would lead.
     #[error(
-        "{leader} still leads, and two leaders lose writes; use `slotstream switchover {leader} --to ...`, or \
-         promote with --force"
+        "{leader} still leads, and two leaders lose writes; use `slotstream switchover {leader} --to ...`, or, where \
+         the node refuses that leader (see `slotstream status`), promote with --force"
     )]
     LeaderThere {
         /// The leader.

@@ -16,7 +16,10 @@ const APPLY_BATCH: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PromoteError {
     /// A shard was cut off inside a scan: its state is none that its leader ever had.
-    #[error("shard {shard} is inside a scan: it holds seq {seq} and is consistent from {consistent_at} on")]
+    #[error(
+        "shard {shard} is inside a scan: it holds seq {seq}, and its state is its leader's {}",
+        consistent_from(*.consistent_at)
+    )]
     Inconsistent {
         /// The shard.
         shard: ShardIndex,
@@ -39,6 +42,14 @@ pub enum PromoteError {
         /// What the system said.
         error: String,
     },
+}
+
+/// Where a scan ends is not known before its leader says so.
+fn consistent_from(consistent_at: Seq) -> String {
+    match consistent_at {
+        Seq::MAX => "not before its scan is through".to_owned(),
+        seq => format!("from seq {seq} on"),
+    }
 }
 
 fn release_rings(locked: &mut Locked) {

@@ -283,7 +283,8 @@ fn a_follower_inside_a_scan_does_not_lead() {
     assert!(reply.starts_with("ERR this node cannot lead: shard 0 is inside a scan"), "{reply}");
     let output = run(&["promote", "--force", &follower.ports.listen.to_string()]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("inside a scan"), "{}", stderr(&output));
+    let words = "inside a scan: it holds seq 0, and its state is its leader's not before its scan is through";
+    assert!(stderr(&output).contains(words), "{}", stderr(&output));
     assert_eq!(info(&follower, "role"), "slave");
     is_open.store(true, Ordering::Relaxed);
     wait_in_sync(&leader, &follower);
