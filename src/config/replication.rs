@@ -63,7 +63,7 @@ pub struct Replication {
         ignore_case = true
     )]
     pub reads_while_syncing: YesNo,
-    /// After an OS crash: how long a leader waits for followers that may have its last writes, before it takes new ones; `off` = not at all
+    /// After an OS crash: how long a leader waits for followers that may have its last writes, before it takes new ones; up to ten times as long while they send; `off` = not at all
     #[arg(long, env = "SLOTSTREAM_RECOVER_FROM_FOLLOWERS", value_name = "TIME", default_value = "10s", value_parser = units::parse_duration_or_off)]
     pub recover_from_followers: Duration,
     /// What all scans to followers together may send in a second, such as 50MiB [default: no limit]

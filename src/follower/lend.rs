@@ -25,15 +25,17 @@ pub(super) struct Lender {
 
 impl Lender {
     pub(super) fn new(store: &Store, shard: ShardIndex, regain: Regain) -> Self {
-        let Regain { since, window_bytes } = regain;
+        let Regain { since, next, window_bytes } = regain;
         let progress = store.progress(shard);
         tracing::info!(
             %shard,
             since = since.0,
+            next = next.0,
             watermark = progress.seq.0,
             "the leader lost writes in a crash: it gets back what is here"
         );
-        let scan = store.scan(shard, since);
+        let mut scan = store.scan(shard, since);
+        scan.next = next;
         Self { shard, scan, progress, window_bytes, sent_bytes: 0, acked_bytes: 0, is_through: false }
     }
 

@@ -47,7 +47,7 @@ impl Follower {
             let text = format!("no shard {shard}, this store has shards 0 to {}", shard_count - 1);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        store.demote();
+        store.demote().map_err(io::Error::other)?;
         links.heads.clear();
         let mut shards =
             if options.shards.is_empty() { store.shards().collect() } else { options.shards.clone() };

@@ -513,14 +513,19 @@ fn attach(hello: &Hello, peer: SocketAddr, outbox: &mut Outbox, env: Env<'_>) ->
     let epoch = lineage.last().expect("a lineage is never empty").epoch;
     check_identity(env.store, epoch, hello)?;
     let plan = plan(&lineage, env.store.head(shard), hello)?;
-    let Some(seat) = env.registry.follower_seat(hello.shard) else {
-        let found = env.options.followers_per_shard_max;
-        let text = format!("shard {shard} has {found} followers, which is as many as it may have");
-        return Err(Refuse::new(RefuseCode::TooManyFollowers, text));
-    };
+    let seat = take_seat(shard, env)?;
     let attached = Attached::new(hello, peer, epoch, plan, seat, env);
     welcome(hello, &lineage, plan, attached.through(), env).push(outbox.frames());
     Ok(State::Attached(Box::new(attached)))
+}
+
+/// A seat for a follower of a shard, or why there is none.
+pub(super) fn take_seat(shard: ShardIndex, env: Env<'_>) -> Result<Seat, Refuse> {
+    env.registry.follower_seat(shard.0).ok_or_else(|| {
+        let found = env.options.followers_per_shard_max;
+        let text = format!("shard {shard} has {found} followers, which is as many as it may have");
+        Refuse::new(RefuseCode::TooManyFollowers, text)
+    })
 }
 
 fn welcome(hello: &Hello, lineage: &[Term], plan: Plan, head: Seq, env: Env<'_>) -> Welcome {

@@ -9,6 +9,7 @@
 
 mod attached;
 mod hello;
+mod lenders;
 pub mod link;
 mod pace;
 pub mod pool;
@@ -56,8 +57,8 @@ pub struct Options {
     pub followers_per_shard_max: u16,
     /// Connections that have not said Hello; more are closed at once.
     pub pending_max: usize,
-    /// How long a store that regains its tail waits for followers that may have it; one that sends is waited
-    /// for until it is through, or gone.
+    /// How long a store that regains its tail waits for followers that may have it; one that brings something
+    /// is waited for until it is through, or brings nothing for `dead_after`, at most ten times as long.
     pub regain_wait: Duration,
     /// Where this node answers Redis clients; 0 = nowhere.
     pub resp_port: u16,

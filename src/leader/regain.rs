@@ -8,60 +8,24 @@
 //! more is taken, too: it is of the same history, and this store holds such singles itself. But only
 //! the watermark tells what is held for sure, so only that moves the place where the new term begins.
 //!
-//! Always true: when the wait is over nobody sends any more, so no image comes behind the new term.
+//! Always true: a shard that has its new term takes nothing back any more, whoever still sends.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
+use crate::links::Notice;
 use crate::slot::lineage::fork;
 use crate::slot::{Seq, ShardIndex};
-use crate::store::Term;
+use crate::store::{GivenBack, Term};
 use crate::wire::frame::{FLAG_SCAN, Frame, Kind};
 use crate::wire::message::{Ack, Heartbeat, Hello, Refuse, RefuseCode, Regain, ScanDone};
 
-use super::link::{Env, LinkError};
+use super::lenders::{Lender, Sender};
+use super::link::{Env, LinkError, take_seat};
+use super::registry::Seat;
 
 /// How often the wait says how it goes.
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
-
-/// The wait; all links of a leader share it.
-#[derive(Debug, Default)]
-pub struct Gate(Arc<Mutex<Wait>>);
-
-#[derive(Debug, Default)]
-struct Wait {
-    /// When it ends for those who have not come; known once it has begun.
-    ends_at: Option<Duration>,
-    report_at: Duration,
-    /// Links that send.
-    senders: u32,
-    is_over: bool,
-}
-
-/// A link that sends; dropping it says that it does not any more.
-#[derive(Debug)]
-struct Sender(Arc<Mutex<Wait>>);
-
-impl Drop for Sender {
-    fn drop(&mut self) {
-        self.0.lock().senders -= 1;
-    }
-}
-
-impl Gate {
-    /// Lets a link send; `None` = the wait is over.
-    fn enter(&self) -> Option<Sender> {
-        let mut wait = self.0.lock();
-        if wait.is_over {
-            return None;
-        }
-        wait.senders += 1;
-        Some(Sender(Arc::clone(&self.0)))
-    }
-}
 
 /// Ends the wait when its time is over and nobody sends; says how it goes meanwhile. Whoever drives links
 /// calls this now and then.
@@ -71,19 +35,20 @@ pub fn pass(env: Env<'_>) {
     }
     let (now, totals) = (env.now.monotonic, &env.links.totals);
     let mut wait = env.registry.gate.0.lock();
-    let ends_at = *wait.ends_at.get_or_insert(now + env.options.regain_wait);
     let (slots, bytes) = (totals.slots_regained.load(Relaxed), totals.regain_bytes.load(Relaxed));
     if wait.is_over {
+        // It has failed, and the node may not have listened yet.
+        env.links.notices.tell(Notice::Failed);
         return;
     }
-    if now < ends_at || wait.senders > 0 {
+    if wait.goes_on(now, env.options) {
         if now >= wait.report_at {
             wait.report_at = now + REPORT_INTERVAL;
-            let seconds_left = ends_at.saturating_sub(now).as_secs();
+            let seconds_left = wait.ends_at.unwrap_or(now).saturating_sub(now).as_secs();
             tracing::warn!(
                 slots,
                 bytes,
-                links = wait.senders,
+                links = wait.senders(),
                 seconds_left,
                 "the last writes may be lost to a crash: waiting for followers that have them; no writes are taken"
             );
@@ -94,12 +59,44 @@ pub fn pass(env: Env<'_>) {
     drop(wait);
     match env.store.end_regain() {
         Ok(()) => {
-            tracing::warn!(slots, bytes, "what followers had of the last writes is back; this node leads");
+            say_what_came(&env.registry.gate.0.lock().lenders, env);
+            tracing::warn!(slots, bytes, "the wait for what a crash took is over; this node leads");
             if env.links.superseded_by_epoch().is_none() {
-                env.store.set_read_only(false);
+                env.store.begin_writes();
             }
         }
-        Err(error) => tracing::error!(%error, "this node cannot lead: its new term is not durable"),
+        Err(error) => {
+            tracing::error!(%error, "this node cannot lead, and ends");
+            env.links.notices.tell(Notice::Failed);
+        }
+    }
+}
+
+/// What may be missing, in the log: who held more, and how much of it came.
+fn say_what_came(lenders: &[Lender], env: Env<'_>) {
+    if lenders.is_empty() {
+        let waited = env.options.regain_wait;
+        tracing::warn!(
+            ?waited,
+            "no follower came that holds more than this node: its last writes may be lost"
+        );
+    }
+    for lender in lenders.iter().filter(|lender| !lender.is_through) {
+        let (shard, follower) = (lender.shard(), lender.hello.follower_id);
+        let (held, slots) = (lender.hello.watermark.0, lender.next.0);
+        let is_made_up = lenders.iter().any(|other| {
+            other.is_through && other.shard() == shard && other.hello.watermark >= lender.hello.watermark
+        });
+        if is_made_up {
+            continue;
+        }
+        tracing::warn!(
+            %shard,
+            %follower,
+            held,
+            slots,
+            "a follower held everything up to this seq, and only slots below this one came back: writes may be lost"
+        );
     }
 }
 
@@ -113,6 +110,7 @@ pub(super) struct Regaining {
     is_ack_due: bool,
     /// `None` once it is through.
     sender: Option<Sender>,
+    seat: Option<Seat>,
 }
 
 impl Regaining {
@@ -134,12 +132,14 @@ impl Regaining {
         if !is_ours || hello.asks || hello.watermark <= since {
             return Err(refuse());
         }
-        let sender = env.registry.gate.enter().ok_or_else(refuse)?;
+        let seat = take_seat(shard, env)?;
+        let (sender, next) = env.registry.gate.enter(&hello, env.now.monotonic).ok_or_else(refuse)?;
         let epoch = lineage.last().map_or(0, |term| term.epoch);
         let (follower, through) = (hello.follower_id, hello.watermark.0);
-        tracing::info!(%shard, %follower, since = since.0, through, "a follower gives back what it has");
-        Regain { since, window_bytes: env.options.ack_window_bytes_max }.push(out, epoch);
-        Ok(Self { hello, shard, epoch, received_bytes: 0, is_ack_due: false, sender: Some(sender) })
+        tracing::info!(%shard, %follower, since = since.0, through, next = next.0, "a follower gives back what it has");
+        Regain { since, next, window_bytes: env.options.ack_window_bytes_max }.push(out, epoch);
+        let (sender, seat) = (Some(sender), Some(seat));
+        Ok(Self { hello, shard, epoch, received_bytes: 0, is_ack_due: false, sender, seat })
     }
 
     pub(super) fn shard(&self) -> ShardIndex {
@@ -163,20 +163,27 @@ impl Regaining {
                 Heartbeat::read(frame)?;
                 totals.heartbeats_received.fetch_add(1, Relaxed);
             }
-            Kind::SlotBatch if self.sender.is_some() && frame.flags == FLAG_SCAN => {
+            Kind::SlotBatch
+                if frame.flags == FLAG_SCAN
+                    && let Some(sender) = &self.sender =>
+            {
                 let applied = env.store.give_back(self.shard, frame.payload)?;
-                let applied = applied.ok_or(LinkError::RegainOver)?;
+                let GivenBack { applied, next } = applied.ok_or(LinkError::RegainOver)?;
+                sender.passed(&self.hello, next, env.now.monotonic);
                 totals.slots_regained.fetch_add(applied.applied, Relaxed);
                 totals.regain_bytes.fetch_add(frame.payload.len() as u64, Relaxed);
                 self.received_bytes += frame.payload.len() as u64;
                 self.is_ack_due = true;
             }
-            Kind::ScanDone if self.sender.is_some() => {
+            Kind::ScanDone if let Some(sender) = &self.sender => {
                 let ScanDone { through, .. } = ScanDone::read(frame)?;
                 if through != self.hello.watermark {
                     return Err(LinkError::GivenBack { found: through, wanted: self.hello.watermark });
                 }
-                env.store.regained(self.shard, through);
+                if !env.store.regained(self.shard, through) {
+                    return Err(LinkError::RegainOver);
+                }
+                sender.is_through(&self.hello);
                 tracing::info!(shard = %self.shard, follower = %self.hello.follower_id, through = through.0, "given back");
                 self.sender = None;
             }
@@ -193,6 +200,8 @@ impl Regaining {
         if self.sender.is_some() {
             return Err(LinkError::RegainOver);
         }
+        // The answer takes one of its own.
+        self.seat = None;
         Ok(Some(self.hello.clone()))
     }
 

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::lenders::Gate;
 use super::pace::Pace;
-use super::regain::Gate;
 
 /// Counts of links.
 #[derive(Debug)]

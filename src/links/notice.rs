@@ -15,6 +15,8 @@ pub enum Notice {
     },
     /// A leader's: a newer epoch has begun. [`super::Links::superseded_by_epoch`] says which.
     Superseded,
+    /// A leader's: it cannot go on, and the log says why. Its process must end.
+    Failed,
 }
 
 /// The way from links to their node.

@@ -69,7 +69,7 @@ impl Running {
     /// Follows: the store takes changes from that leader only.
     pub(super) fn follow(parts: &Parts, leader: LeaderAt) -> anyhow::Result<Self> {
         let stop = Stop::new();
-        parts.store.demote();
+        parts.store.demote().context("this node cannot follow")?;
         parts.links.forget_superseded();
         parts.show(Some(&leader));
         let port = open_port(parts, Some(leader.replication.clone()), &stop)?;

@@ -34,9 +34,10 @@ impl Shard {
     }
 
     /// Takes the new term. All that is left, or came back, is made durable first: so it need not be asked
-    /// for again.
+    /// for again. On an error the shard still waits for its tail, and the process must end: a second sync of
+    /// the same pages would say that all is well.
     pub fn end_regain(&mut self, host: Host, term_id: u64) -> io::Result<()> {
-        let Some(tail) = self.tail.take() else { return Ok(()) };
+        let Some(tail) = self.tail else { return Ok(()) };
         let reserved = Seq(self.state.seq_reserved);
         self.slots.region.sync()?;
         // A follower may be through to a seq whose slot was changed again, and then lost here.
@@ -53,6 +54,7 @@ impl Shard {
         self.state.durable_seq = self.seq;
         self.note_host(host, term_id);
         self.sync_header()?;
+        self.tail = None;
         self.skip_to(reserved);
         // Changes of the new term: in the old one a follower may hold others with their seqs.
         self.bury_twins();

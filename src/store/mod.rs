@@ -59,6 +59,7 @@ pub use open_log::{Simulated, SimulatedShards};
 pub use position::Position;
 pub use records::{Change, Entry, NotANumber, ReadError, WriteError};
 pub use recovery::ReplayError;
+pub use regain::{GivenBack, RegainError};
 pub use replicate::{Applied, PromoteError};
 use report::Reports;
 #[cfg(feature = "server")]
@@ -221,6 +222,9 @@ pub struct Store {
     regaining: AtomicBool,
     durability: Durability,
     keeper: Option<Keeper>,
+    regain_failed: AtomicBool,
+    /// Writes were stopped since the opening. Its lock keeps who stops them and who begins apart.
+    was_stopped: Mutex<bool>,
     _directory_lock: Option<File>,
 }
 
@@ -271,7 +275,10 @@ impl Store {
 
     /// Makes the store read-only; when this returns, no write is under way and none will come.
     pub fn stop_writes(&self) {
+        let mut was_stopped = self.was_stopped.lock();
+        *was_stopped = true;
         self.set_read_only(true);
+        drop(was_stopped);
         // A writer looks again under its shard's lock: who had it before us is done, who has it after us sees.
         self.shards().for_each(|shard| drop(self.exclusive(shard)));
     }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::chance::{Chance, SystemChance};
@@ -42,7 +43,7 @@ pub struct Options {
     /// Source of names for terms of leadership.
     pub chance: Arc<dyn Chance>,
     /// A leader's store that an OS crash may have cost its last writes opens read-only, until
-    /// [`Store::end_regain`]: followers may be asked for them first.
+    /// [`Store::end_regain`]: followers may be asked for them first. `false`: it leads with what is left.
     pub regain: bool,
     /// Map the files privately: nothing that this process does reaches them. For tools.
     pub private: bool,
@@ -264,6 +265,8 @@ impl Store {
             regaining: AtomicBool::new(regaining),
             durability: Durability::None,
             keeper: None,
+            regain_failed: AtomicBool::new(false),
+            was_stopped: Mutex::default(),
             _directory_lock: lock,
         })
     }

@@ -10,7 +10,39 @@ use std::sync::atomic::Ordering;
 
 use crate::slot::{Records, Seq, ShardIndex, SlotIndex};
 
-use super::{Applied, ApplyError, Store};
+use super::directory::shard_file;
+use super::{Applied, ApplyError, Store, SyncError};
+
+/// What became of records that a follower gave back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GivenBack {
+    /// What was done with them.
+    pub applied: Applied,
+    /// One behind the last one's slot.
+    pub next: SlotIndex,
+}
+
+/// A shard's new term is not durable. The process must end: who tries again is told that all is well, and it
+/// is not.
+#[derive(Debug, thiserror::Error)]
+pub enum RegainError {
+    /// The system said so.
+    #[error("{}: what came back after a crash, and the new term, could not be made durable: {error}", shard_file(*shard))]
+    Sync {
+        /// The shard.
+        shard: ShardIndex,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The log that covers what came back is not durable.
+    #[error("the log of what came back after a crash: {0}")]
+    Log(SyncError),
+    /// It was tried before.
+    #[error(
+        "a shard that waited for what a crash took could not be made durable before: it is not tried again"
+    )]
+    Failed,
+}
 
 impl Store {
     /// Whether followers are to be asked for what an OS crash took, before this leader takes writes.
@@ -26,12 +58,12 @@ impl Store {
     }
 
     /// Applies a run of whole records that a follower gives back; `None`: the shard waits for them no longer.
-    pub fn give_back(&self, shard: ShardIndex, records: &[u8]) -> Result<Option<Applied>, ApplyError> {
+    pub fn give_back(&self, shard: ShardIndex, records: &[u8]) -> Result<Option<GivenBack>, ApplyError> {
         let mut locked = self.applicable(shard, SlotIndex(0))?;
         if locked.shard.tail().is_none() {
             return Ok(None);
         }
-        let mut applied = Applied::default();
+        let (mut applied, mut next) = (Applied::default(), SlotIndex(0));
         for record in Records::new(&self.geometry, records) {
             let record = record?;
             let hash = locked.shard.prefetch_apply(&record);
@@ -41,28 +73,52 @@ impl Store {
                 log.push(shard.last_record());
             }
             *(if was_newer { &mut applied.applied } else { &mut applied.skipped }) += 1;
+            next = SlotIndex(record.slot.0 + 1);
         }
-        Ok(Some(applied))
+        Ok(Some(GivenBack { applied, next }))
     }
 
-    /// A follower that holds everything up to `through` has sent all that is newer than what was held.
-    pub fn regained(&self, shard: ShardIndex, through: Seq) {
-        self.exclusive(shard).shard.regained(through);
+    /// A follower that holds everything up to `through` has sent all that is newer than what was held. False:
+    /// the shard has its new term, and some of that came too late.
+    #[must_use]
+    pub fn regained(&self, shard: ShardIndex, through: Seq) -> bool {
+        let mut locked = self.exclusive(shard);
+        locked.shard.regained(through);
+        locked.shard.tail().is_some()
     }
 
     /// All that was to be had has come: shards take their new term, durably. The store stays read-only.
-    pub fn end_regain(&self) -> io::Result<()> {
+    /// After an error it regains for good.
+    pub fn end_regain(&self) -> Result<(), RegainError> {
         if !self.is_regaining() {
             return Ok(());
         }
+        if self.regain_failed.load(Ordering::Acquire) {
+            return Err(RegainError::Failed);
+        }
         let term_id = self.chance.next();
         for shard in self.shards() {
-            self.exclusive(shard).shard.end_regain(self.host, term_id)?;
+            let mut locked = self.exclusive(shard);
+            if let Err(error) = locked.shard.end_regain(self.host, term_id) {
+                self.regain_failed.store(true, Ordering::Release);
+                return Err(RegainError::Sync { shard, error });
+            }
         }
         // Before a seq is given out: how far they go is reserved from what is durable.
-        self.sync_log().map_err(io::Error::other)?;
+        self.sync_log().map_err(|error| {
+            self.regain_failed.store(true, Ordering::Release);
+            RegainError::Log(error)
+        })?;
         self.shards().for_each(|shard| self.exclusive(shard).shard.forget_reserved());
         self.regaining.store(false, Ordering::Release);
         Ok(())
+    }
+
+    /// Takes writes after [`Store::end_regain`], unless somebody has stopped them since the store was opened.
+    pub fn begin_writes(&self) {
+        let was_stopped = self.was_stopped.lock();
+        if !*was_stopped {
+            self.set_read_only(false);
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use crate::ring::{RingReader, Sleeper, ring};
 use crate::slot::{Record, Records, Seq, ShardIndex, SlotError, SlotIndex};
 
+use super::regain::RegainError;
 use super::{ApplyError, Exclusive, Locked, Progress, Scan, Store, SyncError, Term, WriteError};
 
 // Records applied under one lock, and prefetched ahead of that.
@@ -42,6 +43,9 @@ pub enum PromoteError {
         /// What the system said.
         error: String,
     },
+    /// What came back after a crash is not durable: see [`RegainError`].
+    #[error("{0}")]
+    Regain(String),
 }
 
 /// Where a scan ends is not known before its leader says so.
@@ -215,9 +219,7 @@ impl Store {
     /// Lets a store that leads go on in an epoch newer than `epoch`: so it leads those again who have met
     /// a successor of it that is no more.
     pub fn lead_past(&self, epoch: u64) -> Result<(), PromoteError> {
-        if let Err(error) = self.end_regain() {
-            return Err(PromoteError::Sync { shard: ShardIndex(0), error: error.to_string() });
-        }
+        self.end_regain().map_err(|error| PromoteError::Regain(error.to_string()))?;
         let epoch = self.shards().map(|shard| self.epoch_seen(shard)).fold(epoch, u64::max) + 1;
         self.begin_epoch(self.shards(), epoch)?;
         // Who wrote before remembers another term.
@@ -252,13 +254,15 @@ impl Store {
 
     /// Makes a store follow: it is read-only from now on, and a shard that has led holds everything up to
     /// its head, in its own epoch. Whether the new leader shares all of that is the leader's to say.
-    pub fn demote(&self) {
+    ///
+    /// On an error nothing follows: without its new term a shard would pass for one that shares its
+    /// leader's history.
+    pub fn demote(&self) -> Result<(), RegainError> {
         self.stop_writes();
-        if let Err(error) = self.end_regain() {
-            tracing::error!(%error, "a shard's new term is not durable");
-        }
+        self.end_regain()?;
         self.demotions.fetch_add(1, Ordering::Relaxed);
         self.shards().for_each(|shard| self.exclusive(shard).shard.demote());
+        Ok(())
     }
 
     /// Applies a run of whole records: each image is checked, and written if its seq is newer than its

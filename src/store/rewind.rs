@@ -215,7 +215,7 @@ mod tests {
         }
         store.put(b"\xff", b"\x00\xfe").unwrap();
         store.delete(b"a").unwrap();
-        store.demote();
+        store.demote().unwrap();
         store
     }
 

@@ -182,6 +182,8 @@ pub(super) fn reopened(region: crate::region::Region, digest: Option<crate::regi
         regaining: AtomicBool::new(false),
         durability: Durability::None,
         keeper: None,
+        regain_failed: AtomicBool::new(false),
+        was_stopped: Mutex::default(),
         _directory_lock: None,
     }
 }
@@ -617,7 +619,7 @@ fn a_store_that_has_led_follows_from_its_own_head() {
     let store = memory(2, 100);
     let shard = store.shard_of(b"key");
     let seq = store.put(b"key", b"value").unwrap();
-    store.demote();
+    store.demote().unwrap();
     assert_eq!(store.put(b"key", b"later"), Err(WriteError::ReadOnly));
     assert_eq!(store.progress(shard), Progress { epoch: 1, seq, consistent_at: seq, step: Step::None });
     let empty = store.shards().find(|other| *other != shard).unwrap();
@@ -625,7 +627,7 @@ fn a_store_that_has_led_follows_from_its_own_head() {
     // What it followed meanwhile counts from then on.
     let later = Progress { epoch: 2, seq: Seq(9), consistent_at: Seq(9), step: Step::None };
     store.set_progress(shard, later);
-    store.demote();
+    store.demote().unwrap();
     assert_eq!(store.progress(shard), later);
     // A promotion that was cut short between two shards.
     store.promote_rest().unwrap();
@@ -656,4 +658,35 @@ fn no_write_comes_after_writes_were_stopped() {
     let written: u64 = writers.into_iter().map(|writer| writer.join().unwrap()).sum();
     assert_eq!(heads, store.shards().map(|shard| store.head(shard)).collect::<Vec<_>>());
     assert_eq!(written, heads.iter().map(|head| head.0).sum::<u64>());
+}
+
+/// However the end of a wait for what a crash took, and an order to follow, come between each other.
+#[test]
+fn no_write_comes_after_writes_were_stopped_while_the_store_regained() {
+    for round in 0..500 {
+        let store = memory(1, 100);
+        store.set_read_only(true);
+        let start = std::sync::Barrier::new(3);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                store.begin_writes();
+            });
+            scope.spawn(|| {
+                start.wait();
+                drop(store.put(b"key", b"value"));
+            });
+            start.wait();
+            store.stop_writes();
+            let head = store.head(ShardIndex(0));
+            store.begin_writes();
+            assert_eq!(store.put(b"key", b"later"), Err(WriteError::ReadOnly), "round {round}");
+            assert_eq!(store.head(ShardIndex(0)), head, "round {round}");
+        });
+        assert!(store.is_read_only(), "round {round}");
+    }
+    let store = memory(1, 100);
+    store.set_read_only(true);
+    store.begin_writes();
+    assert!(store.put(b"key", b"value").is_ok());
 }

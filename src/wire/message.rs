@@ -44,7 +44,7 @@
 //! | Refuse    | code u16 ([`RefuseCode`]), size u16 and bytes of the leader's `HOST:PORT` (of a NotLeader that knows it, at most [`LEADER_SIZE_MAX`] bytes), then a sentence in UTF-8, at most [`REFUSE_TEXT_SIZE_MAX`] bytes |
 //! | Want      | slot indexes, u32 each, rising, at most [`WANT_LEN_MAX`]; none = all have come                |
 //! | ScanStart | since u64, through u64                                                                       |
-//! | Regain    | since u64, window_bytes u64                                                                  |
+//! | Regain    | since u64, window_bytes u64, next u32                                                        |
 //! | ScanDone  | through u64, consistent_at u64                                                               |
 //! | Ack       | received u64, applied u64, durable u64, received_bytes u64                                   |
 //! | Heartbeat | seq u64, unix_ms u64                                                                         |
@@ -223,6 +223,8 @@ pub struct Regain {
     pub since: Seq,
     /// Payload that may be under way without an Ack.
     pub window_bytes: u64,
+    /// Slots below this one have come already, on a link that broke.
+    pub next: SlotIndex,
 }
 
 /// Leader -> follower, and back after Regain. The scan is through.
@@ -411,13 +413,18 @@ impl ScanStart {
 impl Regain {
     /// Appends the message as a frame.
     pub fn push(&self, target: &mut Vec<u8>, epoch: u64) {
-        push_words(target, Kind::Regain, epoch, [self.since.0, self.window_bytes]);
+        push_frame(target, Kind::Regain, epoch, |out| {
+            out.extend_from_slice(&self.since.0.to_le_bytes());
+            out.extend_from_slice(&self.window_bytes.to_le_bytes());
+            out.extend_from_slice(&self.next.0.to_le_bytes());
+        });
     }
 
     /// Reads a Regain.
     pub fn read(frame: &Frame<'_>) -> Result<Self, MessageError> {
         let mut fields = Fields::new(frame);
-        let message = Self { since: fields.seq()?, window_bytes: fields.u64()? };
+        let (since, window_bytes) = (fields.seq()?, fields.u64()?);
+        let message = Self { since, window_bytes, next: SlotIndex(fields.u32()?) };
         fields.end().map(|()| message)
     }
 }

@@ -109,7 +109,10 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
         ("slot_batch_wanted", slot_batch(FLAG_WANTED, 2, &records)),
         ("want", pushed(|out| Want { slots: vec![SlotIndex(3), SlotIndex(70_000)] }.push(out, 2))),
         ("scan_start", pushed(|out| ScanStart { since: Seq(900), through: Seq(1000) }.push(out, 2))),
-        ("regain", pushed(|out| Regain { since: Seq(700), window_bytes: 1 << 20 }.push(out, 2))),
+        (
+            "regain",
+            pushed(|out| Regain { since: Seq(700), next: SlotIndex(40), window_bytes: 1 << 20 }.push(out, 2)),
+        ),
         ("heartbeat", pushed(|out| Heartbeat { seq: Seq(1010), unix_ms: 1_700_000_000_123 }.push(out, 2))),
     ]
 }

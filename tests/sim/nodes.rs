@@ -124,7 +124,7 @@ impl Node {
     /// Follows another node from now on.
     pub(crate) fn follow(&mut self, leader: usize) {
         self.cut();
-        self.store.demote();
+        self.store.demote().unwrap();
         let lane = |shard| Lane {
             shard,
             end: None,

@@ -206,7 +206,8 @@ fn resident_bytes() -> u64 {
 }
 
 fn persistence(worker: &Worker, text: &mut String) -> std::fmt::Result {
-    write!(text, "loading:0\r\n")?;
+    let is_regaining = worker.context.store.is_regaining();
+    write!(text, "loading:{}\r\n", u8::from(is_regaining))?;
     write!(text, "async_loading:0\r\n")?;
     write!(text, "rdb_bgsave_in_progress:0\r\n")?;
     write!(text, "rdb_last_bgsave_status:ok\r\n")?;

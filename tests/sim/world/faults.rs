@@ -67,6 +67,7 @@ impl World {
             return;
         }
         let owed = self.owed(number);
+        let mut cuts_left = *self.random.pick(&[0, 1, 5]);
         for _ in 0..ROUNDS_TO_REGAIN_MAX {
             let store = &self.nodes[number].store;
             if owed.iter().all(|(shard, seq)| store.tail(*shard).is_none_or(|tail| tail >= *seq)) {
@@ -78,6 +79,15 @@ impl World {
                 }
             }
             self.pump();
+            // What came back before counts: each link goes on behind it.
+            if cuts_left > 0
+                && self.random.percent(20)
+                && let Some(connection) = self.a_connection()
+            {
+                self.trace(|| format!("{step}: cut a connection while slots are given back"));
+                connection.cut();
+                cuts_left -= 1;
+            }
         }
         self.pass_time(1);
         for (shard, seq) in owed {
