@@ -69,7 +69,7 @@ pub struct Replication {
     /// What all scans to followers together may send in a second, such as 50MiB [default: no limit]
     #[arg(long, env = "SLOTSTREAM_SCAN_RATE_MAX", value_name = "SIZE", value_parser = units::parse_size)]
     pub scan_rate_max: Option<usize>,
-    /// The same while clients write much (10,000 a second); scans may send 1.5 times what is written in any case; 0 = no limit
+    /// The same while clients write much (10,000 a second); scans may send 1.2 times what is written in any case; 0 = no limit
     #[arg(long, env = "SLOTSTREAM_SCAN_RATE_BUSY", value_name = "SIZE", default_value = "96MiB", value_parser = units::parse_size)]
     pub scan_rate_busy: usize,
     /// Shards scanned for followers at one time; others wait, those that stream do not [default: no limit]
