@@ -16,6 +16,7 @@ mod resp_client;
 mod restart;
 mod server;
 mod slotstream_engine;
+mod storage;
 mod through_resp;
 mod workload;
 
@@ -31,7 +32,7 @@ use report::{Report, Side};
 use server::Launcher;
 use slotstream_engine::Slotstream;
 
-const USAGE: &str = "usage: scripts/bench [inprocess|redis|idle|replication|restart|all] [--quick] [--only ours|peer] [--binary PATH]";
+const USAGE: &str = "usage: scripts/bench [inprocess|redis|idle|replication|restart|storage|all] [--quick] [--only ours|peer] [--binary PATH]";
 
 fn main() -> ExitCode {
     match run_words() {
@@ -82,7 +83,7 @@ impl Arguments {
         let mut words = words.iter().copied();
         while let Some(word) = words.next() {
             match word {
-                "inprocess" | "redis" | "idle" | "replication" | "restart" | "all" => {
+                "inprocess" | "redis" | "idle" | "replication" | "restart" | "storage" | "all" => {
                     arguments.suite = word.to_owned()
                 }
                 "--quick" => arguments.is_quick = true,
@@ -144,6 +145,10 @@ fn run(arguments: &Arguments, report: &mut Report, data: &Path) -> Result<()> {
     if arguments.runs("restart") {
         let size = if arguments.is_quick { restart::Size::QUICK } else { restart::Size::FULL };
         restart::run(report, size, &arguments.binary, &data.join("restart"), arguments.only)?;
+    }
+    if arguments.runs("storage") {
+        let size = if arguments.is_quick { storage::Size::QUICK } else { storage::Size::FULL };
+        storage::run(report, size, &arguments.binary, &data.join("storage"), arguments.only)?;
     }
     if arguments.runs("idle") && arguments.only != Some(Side::Peer) {
         let rounds = if arguments.is_quick { 1 } else { 5 };

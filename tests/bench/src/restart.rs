@@ -133,7 +133,7 @@ pub fn run(report: &mut Report, size: Size, binary: &Path, folder: &Path, only: 
     report.row(KILLED, "redis 7.0, log", Unit::Seconds, INSTANT);
     report.row(REBUILT, "-", Unit::Seconds, &[]);
     report.row(RATE, "-", Unit::PerSecond, &[Target::AtLeast(8e6)]);
-    report.note(&format!("Restart: {} records of 16 and 64 bytes, 4 shards, page cache warm.", size.records));
+    report.note(format!("Restart: {} records of 16 and 64 bytes, 4 shards, page cache warm.", size.records));
     std::fs::create_dir_all(folder)?;
     let stage = Stage { binary, folder: folder.to_owned(), records: size.records };
     if only != Some(Side::Peer) {

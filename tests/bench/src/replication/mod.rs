@@ -3,8 +3,8 @@
 
 mod delta;
 mod first_sync;
-mod load;
-mod process;
+pub(crate) mod load;
+pub(crate) mod process;
 mod switchover;
 
 use std::path::Path;

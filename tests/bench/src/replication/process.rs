@@ -27,7 +27,8 @@ pub struct Process {
     side: Side,
     /// Where Redis clients connect.
     pub resp: SocketAddr,
-    replication: SocketAddr,
+    /// Where followers connect.
+    pub replication: SocketAddr,
     http: SocketAddr,
     /// From its start until it answered.
     pub opening: Duration,
