@@ -1,6 +1,7 @@
 //! The `slotstream` program: reads the command line and runs what it asks for.
 //!
-//! Exit codes: 0 done, 1 failure or a difference found, 2 bad usage; one line on standard error says why.
+//! Exit codes: 0 done, 1 failure or a difference found, 2 bad usage, 101 a panic, 135 a page of a mapped file that
+//! cannot be had; one line on standard error says why.
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -18,6 +19,9 @@ const EXIT_USAGE: u8 = 2;
 const EXIT_PANIC: u8 = 101;
 
 fn main() -> ExitCode {
+    if let Err(error) = node::exit_on_bus_error() {
+        complain(&format!("a page that cannot be read will end this process without a word: {error}"));
+    }
     match config::parse(std::env::args_os()) {
         Ok(command) => match run(command) {
             Ok(Verdict::Good) => ExitCode::SUCCESS,

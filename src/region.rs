@@ -9,6 +9,8 @@
 //! owner changes through [`Region::store`], [`Region::copy`] and [`Region::set_word`] only, which store
 //! whole words atomically. A window's reader finds out by other means (a version) whether its words belong together.
 
+#[cfg(feature = "server")]
+pub mod fault;
 #[cfg(test)]
 mod tests;
 
@@ -487,6 +489,30 @@ pub fn create_file(path: &std::path::Path, len: usize) -> io::Result<File> {
     let file = File::options().read(true).write(true).create_new(true).open(path)?;
     allocate(&file, 0, len)?;
     Ok(file)
+}
+
+/// Runs [`fault::tell`] and ends the process, whatever else it is doing, when a mapped page cannot be had.
+#[cfg(feature = "server")]
+fn catch_bus_errors() -> io::Result<()> {
+    let handler: extern "C" fn(_, _, _) = on_bus_error;
+    // SAFETY: all zeros are an action: no flags, an empty mask, the default handler.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handler as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO;
+    // SAFETY: the action lives on, and the handler does only what a handler may.
+    let result = unsafe { libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(feature = "server")]
+extern "C" fn on_bus_error(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    // SAFETY: the kernel hands over what it knows, for as long as the handler runs.
+    let info = unsafe { &*info };
+    // SAFETY: of a SIGBUS the kernel tells the address. One that a process has sent has none, and no such code.
+    let address = (info.si_code > 0).then(|| unsafe { info.si_addr() }.addr());
+    fault::tell(address);
+    // SAFETY: nothing of the process runs after it, so nothing can mark anything as closed in order.
+    unsafe { libc::_exit(fault::EXIT_BUS_ERROR) }
 }
 
 /// Starts loading the cache line at an address; never waits and never faults, whatever the address.

@@ -18,7 +18,8 @@ use crate::units;
     version,
     about = "A replicated key/value store for records of bounded size; a follower never falls off.",
     after_help = "Options of leader and follower can also be set as SLOTSTREAM_<NAME> or, with --config, in a TOML file.\n\
-                  Exit codes: 0 done, 1 failure (or a difference found), 2 bad usage."
+                  Exit codes: 0 done, 1 failure (or a difference found), 2 bad usage, 101 a panic, 135 a file that cannot be\n\
+                  read or written where it is mapped (disk error, file cut short)."
 )]
 pub struct Cli {
     /// What to do.

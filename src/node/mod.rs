@@ -44,6 +44,7 @@ use crate::stop::Stop;
 use crate::store::Store;
 use crate::{http, signals};
 
+pub use crate::region::fault::exit_on_bus_error;
 use memory::{LeaderAt, Memory, Remembered};
 use role::{Parts, Running};
 use roles::Director;

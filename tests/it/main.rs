@@ -5,6 +5,7 @@
 
 mod alone;
 mod backup;
+mod bus_error;
 mod changes;
 mod cli;
 mod crash;
