@@ -98,6 +98,11 @@ metrics! {
     WAL_SEGMENTS_MAX = Gauge "wal_segments_max", "Files that the log may have.";
     WAL_TAKES_CHANGES = Gauge "wal_takes_changes", "1 while the log takes changes; 0 without space, and after it has failed.";
     DURABLE_SEQ = Gauge "durable_seq", "Everything of a shard up to here survives a power cut; only with a log.";
+    BACKUP_IN_PROGRESS = Gauge "backup_in_progress", "1 while a backup that a client asked for is under way; only with --backup-directory.";
+    BACKUPS_TOTAL = Counter "backups_total", "Backups that clients asked for, by result.";
+    BACKUP_LAST_SUCCESS_TIMESTAMP_SECONDS = Gauge "backup_last_success_timestamp_seconds", "When the newest backup in the directory was whole; 0 = there is none.";
+    BACKUP_LAST_DURATION_SECONDS = Gauge "backup_last_duration_seconds", "How long the last backup took, whole or failed.";
+    BACKUP_LAST_BYTES = Gauge "backup_last_bytes", "Size of the last whole backup.";
     COMMANDS_TOTAL = Counter "commands_total", "Commands served, by command.";
     COMMANDS_DURATION_SECONDS = Histogram "commands_duration_seconds", "Time per command: a sample of the batches that reads bring, each command counted with its batch's mean.";
     ERROR_REPLIES_TOTAL = Counter "error_replies_total", "Replies to Redis clients that were errors.";

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::clock::{Clock, Now};
 use crate::counters::Counters;
 use crate::links::{Lag, LinkCell, Links, Phase};
+use crate::saves::{SaveStats, Saves};
 use crate::slot::{Seq, ShardIndex};
 use crate::stop::Stop;
 use crate::store::{LogStats, Store};
@@ -62,6 +63,8 @@ pub struct View {
     pub addresses: Addresses,
     /// What is counted about changes of role.
     pub changes: Changes,
+    /// Backups that clients ask for.
+    pub saves: Arc<Saves>,
     /// Its replication links.
     pub links: Arc<Links>,
     /// Set when the node is stopping.
@@ -106,6 +109,7 @@ impl View {
             standing: RwLock::new((role, leader)),
             addresses,
             changes: Changes::default(),
+            saves: Arc::default(),
             links,
             stop,
             clock,
@@ -204,6 +208,7 @@ impl View {
             epoch: shards.iter().map(|shard| shard.epoch).max().unwrap_or(0),
             superseded_by_epoch: self.links.superseded_by_epoch(),
             log: store.and_then(|store| store.log_stats()),
+            backups: self.saves.stats(),
             shards,
             links,
         }
@@ -342,6 +347,9 @@ pub struct Status {
     /// The write-ahead log, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<LogStats>,
+    /// Backups that clients ask for, where the node takes any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backups: Option<SaveStats>,
     /// The shards it serves.
     pub shards: Vec<ShardStatus>,
     /// A leader's links, one per attached follower and shard.

@@ -23,6 +23,7 @@ use crate::store::directory;
 pub use manifest::{Manifest, ManifestError};
 pub use pull::PullError;
 pub use restore::{RestoreError, Restored, restore};
+pub(crate) use take::take_watched;
 pub use take::{BackupError, Request, Taken, take};
 
 /// A file or directory that cannot be used.

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::fs::{self, File, TryLockError};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
@@ -29,6 +30,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A shard whose connection broke is begun again so often.
 const ATTEMPTS_MAX: u32 = 3;
 const ATTEMPT_PAUSE: Duration = Duration::from_secs(1);
+const WATCH_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What to back up, and where to.
 #[derive(Debug, Clone, Copy)]
@@ -147,8 +149,22 @@ fn named_leader(error: &ProbeError) -> String {
     }
 }
 
-/// Takes a backup of a running leader's store.
+/// Takes a backup of a running leader's store, and shows how far it is.
 pub fn take(request: Request<'_>) -> Result<Taken, BackupError> {
+    let mut bar = Watch::new("backup", "slots");
+    let taken = take_watched(request, &mut |counts| {
+        bar.show(|| counts);
+        ControlFlow::Continue(())
+    });
+    bar.end();
+    taken
+}
+
+/// Takes a backup; `watch` hears how far it is, many times a second, and may give it up.
+pub(crate) fn take_watched(
+    request: Request<'_>,
+    watch: &mut dyn FnMut(Counts) -> ControlFlow<()>,
+) -> Result<Taken, BackupError> {
     let clock = SystemClock::new();
     let created_at_ms = clock.unix_ms();
     let base = request.since.map(Manifest::read).transpose().map_err(BackupError::Base)?;
@@ -161,7 +177,7 @@ pub fn take(request: Request<'_>) -> Result<Taken, BackupError> {
     let _lock = lock(to)?;
     clear(to)?;
     let backup_id = Uuid::new_v4();
-    let taken = take_shards(request.leader, &leader, base.as_ref(), (to, backup_id));
+    let taken = take_shards(request.leader, &leader, base.as_ref(), (to, backup_id), watch);
     if taken.is_err() {
         // Give the space back; the first error is the one to report.
         drop(clear(to));
@@ -223,6 +239,7 @@ fn take_shards(
     leader: &LeaderInfo,
     base: Option<&Manifest>,
     (to, backup_id): (&Path, Uuid),
+    watch: &mut dyn FnMut(Counts) -> ControlFlow<()>,
 ) -> Result<Vec<ShardEntry>, BackupError> {
     let shard_count = leader.geometry.shard_count;
     let (figures, next) = (Figures::default(), AtomicUsize::new(0));
@@ -253,7 +270,12 @@ fn take_shards(
     thread::scope(|scope| {
         let threads = THREADS_MAX.min(usize::from(shard_count));
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        Watch::new("backup", "slots").while_running(&workers, counts);
+        while workers.iter().any(|worker| !worker.is_finished()) {
+            thread::sleep(WATCH_INTERVAL);
+            if watch(counts()).is_break() {
+                figures.is_stopped.store(true, Relaxed);
+            }
+        }
     });
     if let Some(error) = failed.into_inner() {
         return Err(error);
@@ -286,6 +308,7 @@ fn take_shard(
                     contents,
                 });
             }
+            Err(_) if figures.is_stopped.load(Relaxed) => return Err(PullError::Stopped),
             Err(error) if error.is_temporary() && attempt < ATTEMPTS_MAX => attempt += 1,
             Err(error) => return Err(error),
         }

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::durability::Durability;
 use super::replication::Replication;
+use super::saves::Saves;
 use super::value::{self, ShardSet};
 use crate::units;
 
@@ -106,6 +107,9 @@ pub struct Common {
     /// What a power cut may take.
     #[command(flatten)]
     pub durability: Durability,
+    /// Backups that clients ask for.
+    #[command(flatten)]
+    pub saves: Saves,
     /// Least important level logged (off, error, warn, info, debug, trace), also by module: info,slotstream::leader=debug
     #[arg(long, env = "SLOTSTREAM_LOG_LEVEL", value_name = "LEVEL", default_value = "info", value_parser = value::log_level)]
     pub log_level: String,

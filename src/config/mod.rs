@@ -8,6 +8,7 @@ mod args;
 mod durability;
 mod overlay;
 mod replication;
+mod saves;
 mod value;
 
 pub use args::{
@@ -17,4 +18,5 @@ pub use args::{
 pub use durability::Durability;
 pub use overlay::{ParseError, parse};
 pub use replication::{Replication, SyncLevel, YesNo};
+pub use saves::Saves;
 pub use value::ShardSet;

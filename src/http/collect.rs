@@ -17,6 +17,7 @@ use uuid::Uuid;
 use crate::counters::{Counters, LATENCY_BOUNDS_NS};
 use crate::links::{LinkCell, Phase, Totals};
 use crate::metrics as names;
+use crate::saves::Saves;
 use crate::status::{Changes, Role, View, is_inconsistent};
 use crate::store::{LogState, Store};
 use crate::units::float;
@@ -59,6 +60,7 @@ impl Collector {
         publish_links(view, &cells);
         publish_totals(view.role(), &view.links.totals);
         publish_changes(&view.changes);
+        publish_saves(&view.saves);
         if let Some(clients) = view.clients() {
             publish_clients(clients);
         }
@@ -73,6 +75,18 @@ fn publish_changes(changes: &Changes) {
         counter!(names::SWITCHOVERS_TOTAL, "result" => result).absolute(read(count));
     }
     gauge!(names::SWITCHOVER_PAUSE_SECONDS).set(float(read(&changes.switchover_pause_us)) / 1e6);
+}
+
+fn publish_saves(saves: &Saves) {
+    let Some(stats) = saves.stats() else { return };
+    gauge!(names::BACKUP_IN_PROGRESS).set(f64::from(stats.running.is_some()));
+    for (result, count) in [("done", stats.done), ("failed", stats.failed)] {
+        counter!(names::BACKUPS_TOTAL, "result" => result).absolute(count);
+    }
+    let last = stats.last_done.unwrap_or_default();
+    gauge!(names::BACKUP_LAST_SUCCESS_TIMESTAMP_SECONDS).set(float(last.unix_s));
+    gauge!(names::BACKUP_LAST_BYTES).set(float(last.bytes));
+    gauge!(names::BACKUP_LAST_DURATION_SECONDS).set(stats.last_seconds.unwrap_or(0.0));
 }
 
 fn publish_clients(clients: &Counters) {

@@ -19,6 +19,7 @@ mod open;
 mod progress;
 mod role;
 mod roles;
+mod saves;
 mod sweep;
 mod switchover;
 
@@ -291,6 +292,9 @@ impl Base {
         self.view.serve(Arc::clone(&store), shards, server.counters());
         let director = Director::start(parts, running, memory, self.stop.clone())?;
         let audit = audit::start(&store, &self.stop).context("no thread for the audit")?;
+        let place = (self.replication.local_addr()?, store.store_id());
+        let saver = saves::start(&common.saves, &self.view.saves, place, &self.stop);
+        let saver = saver.context("no thread for backups")?;
         self.announce(common)?;
         self.wait_for_stop();
         let mut result = Ok(());
@@ -299,6 +303,9 @@ impl Base {
             result = director.join();
             if audit.is_some_and(|audit| audit.join().is_err()) {
                 tracing::error!("the audit has panicked");
+            }
+            if saver.is_some_and(|saver| saver.join().is_err()) {
+                tracing::error!("the thread for backups has panicked");
             }
             keepers.into_iter().for_each(durability::join);
         });
@@ -314,6 +321,7 @@ impl Base {
     ) -> anyhow::Result<Parts> {
         let mut node = resp::Node::new(resp::Role::Leader);
         node.replication_port = self.replication.local_addr()?.port();
+        node.saves = Arc::clone(&self.view.saves);
         let resp_port = self.resp_port.address.port();
         Ok(Parts {
             store: Arc::clone(store),

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::control::Control;
 use crate::links::Links;
+use crate::saves::Saves;
 use crate::stop::Stop;
 use crate::store::Store;
 
@@ -32,6 +33,8 @@ pub struct Node {
     pub role: RwLock<Role>,
     /// How clients change it, and what holds while it changes.
     pub control: Control,
+    /// The backups that clients ask for.
+    pub saves: Arc<Saves>,
     /// Names the node in its leader's figures.
     pub node_id: Uuid,
     /// Where the node takes followers, or would; 0 = nowhere.
@@ -55,6 +58,7 @@ impl Node {
         Self {
             role: RwLock::new(role),
             control: Control::default(),
+            saves: Arc::default(),
             node_id: Uuid::new_v4(),
             replication_port: 0,
             run_id: random[..40].to_owned(),

@@ -1,7 +1,7 @@
 //! The one table of commands: it drives look-up, arity checks, COMMAND and the prefetch of keys.
 
 use super::command::{
-    Call, Flow, client, expiry, keys, position, roles, scan, server, strings, transaction, wait, xread,
+    Call, Flow, client, expiry, keys, position, roles, saves, scan, server, strings, transaction, wait, xread,
 };
 use super::error::CommandError;
 
@@ -104,6 +104,7 @@ pub(super) static TABLE: [Command; COMMAND_COUNT] = [
     row("set", -3, PUT, ONE_KEY, strings::set),
     row("append", 3, PUT | FAST, ONE_KEY, strings::append),
     row("auth", -2, CONNECTION | UNQUEUED, NO_KEY, client::auth),
+    row("bgsave", -1, ADMIN | NOSCRIPT, NO_KEY, saves::bgsave),
     row("client", -2, NOSCRIPT | LOADING | STALE, NO_KEY, client::client),
     row("command", -1, LOADING | STALE, NO_KEY, server::command),
     row("config", -2, ADMIN | NOSCRIPT | LOADING | STALE, NO_KEY, server::config),
@@ -127,6 +128,7 @@ pub(super) static TABLE: [Command; COMMAND_COUNT] = [
     row("incr", 2, PUT | FAST, ONE_KEY, strings::incr),
     row("incrby", 3, PUT | FAST, ONE_KEY, strings::incrby),
     row("info", -1, LOADING | STALE, NO_KEY, server::info),
+    row("lastsave", 1, LOADING | STALE | FAST, NO_KEY, saves::lastsave),
     row("mget", -2, READONLY | FAST, ALL_KEYS, strings::mget),
     row("mset", -3, PUT, (1, -1, 2), strings::mset),
     row("multi", 1, CONNECTION | UNQUEUED, NO_KEY, transaction::multi),
@@ -141,6 +143,7 @@ pub(super) static TABLE: [Command; COMMAND_COUNT] = [
     row("replicaof", 3, ADMIN | NOSCRIPT | STALE, NO_KEY, roles::replicaof),
     row("reset", 1, CONNECTION | UNQUEUED, NO_KEY, client::reset),
     row("role", 1, CONNECTION, NO_KEY, server::role),
+    row("save", 1, ADMIN | NOSCRIPT, NO_KEY, saves::save),
     row("scan", -2, READONLY, NO_KEY, scan::scan),
     row("select", 2, LOADING | STALE | FAST, NO_KEY, client::select),
     row("setex", 4, PUT, ONE_KEY, strings::setex),
@@ -160,7 +163,7 @@ pub(super) static TABLE: [Command; COMMAND_COUNT] = [
     row("slotstream.waitseq", -2, NOSCRIPT | BLOCKING | STALE, NO_KEY, position::waitseq),
 ];
 
-const COMMAND_COUNT: usize = 58;
+const COMMAND_COUNT: usize = 61;
 /// Longer names are not in the index.
 const NAME_SIZE_MAX: usize = 16;
 

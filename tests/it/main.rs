@@ -31,6 +31,7 @@ mod restart;
 mod rewind;
 mod roles;
 mod roles_at_run_time;
+mod saves;
 mod switchover;
 mod switchover_steps;
 mod tidy;

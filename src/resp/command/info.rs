@@ -209,8 +209,7 @@ fn persistence(worker: &Worker, text: &mut String) -> std::fmt::Result {
     let is_regaining = worker.context.store.is_regaining();
     write!(text, "loading:{}\r\n", u8::from(is_regaining))?;
     write!(text, "async_loading:0\r\n")?;
-    write!(text, "rdb_bgsave_in_progress:0\r\n")?;
-    write!(text, "rdb_last_bgsave_status:ok\r\n")?;
+    saves(worker, text)?;
     let log = worker.context.store.log_stats();
     write!(text, "aof_enabled:{}\r\n", u8::from(log.is_some()))?;
     if let Some(log) = log {
@@ -219,6 +218,30 @@ fn persistence(worker: &Worker, text: &mut String) -> std::fmt::Result {
         write!(text, "aof_current_segments:{}\r\n", log.segments)?;
     }
     write!(text, "aof_rewrite_in_progress:0\r\n")
+}
+
+/// Backups in the words that Redis has for its dumps.
+fn saves(worker: &Worker, text: &mut String) -> std::fmt::Result {
+    let node = &worker.context.node;
+    let stats = node.saves.stats().unwrap_or_default();
+    let status = if stats.last_error.is_some() { "err" } else { "ok" };
+    // Whole seconds; -1 = there is none.
+    let seconds = |time: Option<f64>| time.map_or("-1".to_owned(), |seconds| format!("{seconds:.0}"));
+    let last_unix_s = stats.last_done.as_ref().map_or(node.started_unix_s, |done| done.unix_s);
+    write!(text, "rdb_bgsave_in_progress:{}\r\n", u8::from(stats.running.is_some()))?;
+    write!(text, "rdb_last_save_time:{last_unix_s}\r\n")?;
+    write!(text, "rdb_last_bgsave_status:{status}\r\n")?;
+    write!(text, "rdb_last_bgsave_time_sec:{}\r\n", seconds(stats.last_seconds))?;
+    write!(text, "rdb_current_bgsave_time_sec:{}\r\n", seconds(stats.running.map(|now| now.seconds)))?;
+    write!(text, "rdb_saves:{}\r\n", stats.done)?;
+    if let Some(now) = stats.running {
+        write!(text, "current_save_keys_processed:{}\r\n", now.slots)?;
+        write!(text, "current_save_keys_total:{}\r\n", now.slots_total)?;
+    }
+    if let Some(error) = &stats.last_error {
+        write!(text, "slotstream_last_bgsave_error:{}\r\n", error.replace(['\r', '\n'], " "))?;
+    }
+    Ok(())
 }
 
 fn stats(worker: &Worker, text: &mut String) -> std::fmt::Result {

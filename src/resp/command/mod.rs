@@ -7,6 +7,7 @@ pub(super) mod keys;
 mod kill;
 pub(super) mod position;
 pub(super) mod roles;
+pub(super) mod saves;
 pub(super) mod scan;
 pub(super) mod server;
 mod settings;

@@ -21,6 +21,10 @@ pub(in crate::resp) struct Pending {
 }
 
 impl Pending {
+    pub(super) fn new(answer: oneshot::Receiver<Result<String, String>>) -> Self {
+        Self { answer }
+    }
+
     /// The reply as it goes to the client.
     pub(in crate::resp) async fn reply(self) -> Vec<u8> {
         // A node that is stopping answers nothing any more.
