@@ -10,7 +10,7 @@ mod waiting;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU16, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -127,6 +127,9 @@ pub struct LinkCell {
     /// Follower: what its own store could not do (a full disk, say), from then on until a link streams: it
     /// will not catch up before somebody has mended that. Empty when all is well.
     pub trouble: Mutex<String>,
+    /// Follower: the leader refused what is held here as nothing that it has ever had, or was refused as one that
+    /// never had it; from then on until a leader takes it.
+    pub is_unrelated: AtomicBool,
     /// Leader: the shard's head as last looked at. Follower: the leader's head as last heard.
     pub head_seq: AtomicU64,
     /// Leader: last seq the follower acknowledged as applied. Follower: its watermark.
@@ -170,6 +173,7 @@ impl LinkCell {
             phase: AtomicU8::new(Phase::Connecting as u8),
             reason: Mutex::new(String::new()),
             trouble: Mutex::new(String::new()),
+            is_unrelated: AtomicBool::new(false),
             head_seq: AtomicU64::new(0),
             applied_seq: AtomicU64::new(0),
             received_seq: AtomicU64::new(0),
@@ -412,7 +416,11 @@ impl Links {
     /// the link has carried none.
     #[must_use]
     pub fn lag(&self, cell: &LinkCell, head: Seq, slots: u64, record_bytes_max: u64, now: Now) -> Lag {
-        let records = head.0.saturating_sub(cell.applied_seq.load(Ordering::Relaxed));
+        let records = match cell.is_unrelated.load(Ordering::Relaxed) {
+            false => head.0.saturating_sub(cell.applied_seq.load(Ordering::Relaxed)),
+            // Nothing that is held counts.
+            true => head.0.max(1),
+        };
         let (carried, bytes) = (cell.records.load(Ordering::Relaxed), cell.bytes.load(Ordering::Relaxed));
         let record_bytes = bytes.checked_div(carried).unwrap_or(record_bytes_max);
         let ms = self.age_ms(cell, head, now);
@@ -429,9 +437,12 @@ impl Links {
         let now_ms = monotonic_ms(now).saturating_add_signed(offset);
         let Some(at_ms) = self.heads.time_at(ShardIndex(cell.shard), applied) else {
             // Nothing known, not even whether there is anything to have: as old as this process at least.
-            return monotonic_ms(now);
+            return monotonic_ms(now).max(1);
         };
         let age_ms = now_ms.saturating_sub(at_ms);
+        if cell.is_unrelated.load(Ordering::Relaxed) {
+            return age_ms.max(1);
+        }
         if applied >= head && age_ms <= silence_ms_max { 0 } else { age_ms }
     }
 }

@@ -42,6 +42,8 @@ pub enum Bug {
     OlderEpochAccepted,
     /// A follower lets a leader's shard that never held anything empty its own.
     EmptiedStoreAccepted,
+    /// A leader that remembers nothing of what a follower shares with it replaces all that the follower holds.
+    ForgottenTaken,
     /// After an OS crash a leader forgets what followers gave back when it takes its new term.
     RegainedForgotten,
     /// What followers give back is taken though the slot holds something newer.

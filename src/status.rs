@@ -305,7 +305,8 @@ impl View {
             ready: match cell.phase() {
                 Phase::Stream => true,
                 Phase::Refused => false,
-                _ => watermark > Seq::ZERO && is_well,
+                // Also while it asks a leader again that has refused it.
+                _ => watermark > Seq::ZERO && is_well && !cell.is_unrelated.load(Relaxed),
             },
             scan: link.scan,
             ..base

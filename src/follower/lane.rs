@@ -18,6 +18,7 @@ use crate::wire::Refuse;
 
 use super::Options;
 use super::back_off::BackOff;
+use super::hello::is_given_up;
 use super::link::{Done, Env, Link, LinkError};
 use super::resolve::{Answer, Resolver};
 
@@ -32,6 +33,8 @@ pub(super) struct Lane {
     back_off: BackOff,
     /// Counts attempts, so that each address of a name has its turn.
     attempts: usize,
+    /// The leader has refused what is held here, and somebody said by hand that it is to be replaced.
+    is_given_up: bool,
     cell: Arc<LinkCell>,
 }
 
@@ -99,6 +102,7 @@ impl Lane {
             state: State::Paused { until: env.now.monotonic },
             back_off: BackOff::new(options.back_off_min, options.back_off_max, seed),
             attempts: 0,
+            is_given_up: false,
             cell,
         }
     }
@@ -245,6 +249,7 @@ impl Lane {
         }
         cell.clock_offset_ms.store(old.clock_offset_ms.load(Relaxed), Relaxed);
         cell.leader_resp_port.store(old.leader_resp_port.load(Relaxed), Relaxed);
+        cell.is_unrelated.store(old.is_unrelated.load(Relaxed), Relaxed);
         cell.set_phase(old.phase());
         cell.reason.lock().clone_from(&old.reason.lock());
         cell.trouble.lock().clone_from(&old.trouble.lock());
@@ -261,8 +266,9 @@ impl Lane {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(shard = self.shard.0, %error, "no TCP_NODELAY");
         }
+        let begin = if self.is_given_up { Link::giving_up } else { Link::new };
         self.state = State::Up(Box::new(Up {
-            link: Link::new(self.shard, Arc::clone(&self.cell), env),
+            link: begin(self.shard, Arc::clone(&self.cell), env),
             stream,
             is_readable: true,
             is_ending: false,
@@ -299,7 +305,14 @@ impl Lane {
             LaneError::Link(link_error) => link_error.is_refusal(),
             _ => false,
         };
-        let pause = if is_permanent { self.back_off.longest() } else { self.back_off.pause() };
+        if let LaneError::Link(link_error) = error {
+            self.is_given_up = is_given_up(link_error, env);
+            if link_error.is_unrelated() {
+                self.cell.is_unrelated.store(true, Relaxed);
+            }
+        }
+        let pause =
+            if is_permanent && !self.is_given_up { self.back_off.longest() } else { self.back_off.pause() };
         self.state = State::Paused { until: now + pause };
         self.cell.set_phase(if is_refusal { Phase::Refused } else { Phase::Connecting });
         if matches!(error, LaneError::Link(link_error) if link_error.is_protocol()) {

@@ -16,18 +16,18 @@ use crate::clock::Now;
 use crate::links::{ClockOffset, LinkCell, Links, Phase, monotonic_ms};
 use crate::planted::{Bug, is_planted};
 use crate::slot::{Geometry, Records, Seq, ShardIndex, SlotError, SlotIndex, lineage};
-use crate::store::{ApplyError, Progress, Step, Store};
+use crate::store::{ApplyError, Store};
 use crate::wire::frame::{
     FLAG_SCAN, FLAG_STREAM, FLAG_WANTED, Frame, FrameDecoder, FrameError, Kind, PREAMBLE, Side,
 };
 use crate::wire::message::{
-    Ack, Heartbeat, Hello, MessageError, Refuse, Regain, ScanDone, ScanPlace, ScanStart, VERSION, Want,
-    Welcome,
+    Ack, Heartbeat, Hello, MessageError, Refuse, RefuseCode, Regain, ScanDone, ScanStart, Want, Welcome,
 };
 use crate::wire::{Outbox, Transport, next_beat};
 
 use super::Options;
 use super::apply::Applier;
+use super::hello;
 use super::lend::Lender;
 
 /// What a link works with; the same for all links of a thread.
@@ -239,6 +239,18 @@ impl LinkError {
         self.as_str() == "protocol"
     }
 
+    /// Whether what is held here and what the leader has are not known to have anything in common.
+    #[must_use]
+    pub fn is_unrelated(&self) -> bool {
+        match self {
+            LinkError::Refused(Refuse { code, .. }) => {
+                matches!(code, RefuseCode::FollowerAhead | RefuseCode::Forgotten | RefuseCode::ForeignStore)
+            }
+            LinkError::ForeignStore { .. } | LinkError::EmptiedStore { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Whether either side refused the other.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
@@ -274,6 +286,8 @@ struct Core {
     shard: ShardIndex,
     state: State,
     applier: Applier,
+    /// The leader was told that nothing is held.
+    is_giving_up: bool,
     epoch: u64,
     /// Payload bytes of scan batches applied on this link.
     scan_bytes: u64,
@@ -310,28 +324,29 @@ impl Link {
     /// A link for a connection that was just opened; figures go to `cell`.
     #[must_use]
     pub fn new(shard: ShardIndex, cell: Arc<LinkCell>, env: Env<'_>) -> Self {
+        Self::begin(shard, cell, &hello::of_held(shard, env), false, env)
+    }
+
+    /// As [`Link::new`], to a leader that has refused what is held here: see [`hello::is_given_up`]. Nothing is given
+    /// up before its Welcome.
+    #[must_use]
+    pub fn giving_up(shard: ShardIndex, cell: Arc<LinkCell>, env: Env<'_>) -> Self {
+        Self::begin(shard, cell, &hello::of_given_up(shard, env), true, env)
+    }
+
+    fn begin(
+        shard: ShardIndex,
+        cell: Arc<LinkCell>,
+        hello: &Hello,
+        is_giving_up: bool,
+        env: Env<'_>,
+    ) -> Self {
         let Env { store, options, now, .. } = env;
-        let progress = store.progress(shard);
-        let hello = Hello {
-            version_min: VERSION,
-            version_max: VERSION,
-            shard: shard.0,
-            resp_port: options.resp_port,
-            geometry: Some(store.geometry()),
-            store_id: store.store_id(),
-            follower_id: options.follower_id,
-            epoch: store.epoch_seen(shard),
-            watermark: progress.seq,
-            head: store.head_shared(shard),
-            scan_place: scan_place(&progress),
-            asks: store.is_astray(shard),
-            lineage: store.lineage(shard),
-        };
         let mut outbox = Outbox::default();
         outbox.frames().extend_from_slice(PREAMBLE);
         hello.push(outbox.frames());
         cell.set_phase(Phase::Handshake);
-        cell.applied_seq.store(progress.seq.0, Relaxed);
+        cell.applied_seq.store(store.progress(shard).seq.0, Relaxed);
         Self {
             decoder: FrameDecoder::new(Side::Follower, options.receive_buffer_bytes),
             outbox,
@@ -339,6 +354,7 @@ impl Link {
                 shard,
                 state: State::Handshake,
                 applier: Applier::new(store, shard),
+                is_giving_up,
                 epoch: hello.epoch,
                 scan_bytes: 0,
                 is_ack_due: false,
@@ -552,6 +568,7 @@ impl Core {
         self.is_want_due = is_asking;
         self.leader.head = welcome.head;
         self.cell.reason.lock().clear();
+        self.cell.is_unrelated.store(false, Relaxed);
         self.cell.leader_resp_port.store(welcome.resp_port, Relaxed);
         let silence_ms = env.options.heartbeat_interval.as_millis().max(welcome.heartbeat_ms.into()) * 2;
         self.cell.silence_ms_max.store(u64::try_from(silence_ms).unwrap_or(u64::MAX), Relaxed);
@@ -569,12 +586,13 @@ impl Core {
     /// has got back from its followers what they had, or lost nothing that is held here.
     fn check_emptied(&self, welcome: &Welcome, env: Env<'_>) -> Result<(), LinkError> {
         let (head, (_, records)) = (env.store.head_shared(self.shard), env.store.extent(self.shard));
-        let is_relative = welcome.fork > Seq::ZERO || welcome.epoch != self.epoch;
+        let is_relative = welcome.fork > Seq::ZERO || welcome.epoch != self.epoch && !self.is_giving_up;
         if is_relative || head == Seq::ZERO || records == 0 || is_planted(Bug::EmptiedStoreAccepted) {
             return Ok(());
         }
         let ours = env.store.lineage(self.shard);
-        if welcome.head >= head && ours.last().is_some_and(|last| lineage::knows(&welcome.lineage, last)) {
+        let is_known = ours.last().is_some_and(|last| lineage::knows(&welcome.lineage, last));
+        if welcome.head >= head && is_known && !self.is_giving_up {
             return Ok(());
         }
         let (epoch, store_id, leader_head) = (welcome.epoch, welcome.store_id, welcome.head);
@@ -659,14 +677,6 @@ impl Core {
     }
 }
 
-/// Where a scan was cut off, if one was.
 fn slot_name(slot: &Option<SlotIndex>) -> String {
     slot.map_or("no slot".to_owned(), |slot| format!("slot {slot}"))
-}
-
-fn scan_place(progress: &Progress) -> Option<ScanPlace> {
-    match progress.step {
-        Step::Scan { next, through } if next.0 != 0 => Some(ScanPlace { next, through }),
-        Step::None | Step::Scan { .. } | Step::Rewind { .. } => None,
-    }
 }

@@ -8,6 +8,7 @@
 
 mod apply;
 mod back_off;
+mod hello;
 mod lane;
 mod lend;
 pub mod link;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+pub use hello::is_given_up;
 pub use link::{Env, Link, LinkError};
 pub use pool::{Follower, NotHeld};
 pub use probe::{LeaderInfo, ProbeError, probe, tell_epoch};

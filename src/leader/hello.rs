@@ -7,7 +7,7 @@
 
 use crate::planted::{Bug, is_planted};
 use crate::slot::Seq;
-use crate::slot::lineage::fork;
+use crate::slot::lineage::{fork, is_forgotten};
 use crate::store::{Store, Term};
 use crate::wire::message::{Hello, Refuse, RefuseCode, SHARD_PROBE, ScanPlace};
 
@@ -71,17 +71,11 @@ pub(super) struct Plan {
 
 /// Decides by the lineage (oldest term first) and the head.
 pub(super) fn plan(lineage: &[Term], head: Seq, hello: &Hello) -> Result<Plan, Refuse> {
-    let Some(fork) = fork(lineage, head, &hello.lineage, hello.head) else {
-        let last = hello.lineage.last().map_or(0, |term| term.epoch);
-        return refuse(
-            RefuseCode::FollowerAhead,
-            format!(
-                "follower holds seq {} of epoch {last} and shares no term of leadership with this store: this \
-                 one was emptied, or lost its past; the follower keeps its data",
-                hello.head
-            ),
-        );
-    };
+    let mut fork = fork(lineage, head, &hello.lineage, hello.head);
+    if is_planted(Bug::ForgottenTaken) {
+        fork = fork.or(Some(Seq::ZERO));
+    }
+    let Some(fork) = fork else { return Err(unrelated(lineage, hello)) };
     let since = hello.watermark.min(fork);
     let is_ahead = hello.head > fork;
     // What was scanned of another history is worth nothing.
@@ -91,10 +85,33 @@ pub(super) fn plan(lineage: &[Term], head: Seq, hello: &Hello) -> Result<Plan, R
     Ok(Plan { fork, since, scan_place, asks: is_ahead || hello.asks })
 }
 
+/// Nothing is known of what both sides have lived through, so what the follower holds is not replaced unless
+/// somebody says so.
+fn unrelated(lineage: &[Term], hello: &Hello) -> Refuse {
+    let Hello { head, store_id, .. } = hello;
+    let last = hello.lineage.last().map_or(0, |term| term.epoch);
+    let (code, why) = if is_forgotten(lineage, &hello.lineage) {
+        let count = lineage.len();
+        let why =
+            format!("it was away for longer than the {count} terms of leadership that this leader remembers");
+        (RefuseCode::Forgotten, why)
+    } else {
+        (RefuseCode::FollowerAhead, "this store was emptied, or lost its past".to_owned())
+    };
+    let text = format!(
+        "follower holds seq {head} of epoch {last} and shares no term of leadership with this store: {why}; the \
+         follower keeps its data; to replace them by the leader's, start it with --accept-store {store_id}; to keep \
+         them, let it lead (promote --force)"
+    );
+    Refuse::new(code, text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shard::header::LINEAGE_LEN_MAX;
     use crate::slot::SlotIndex;
+    use crate::slot::lineage::begin;
     use uuid::Uuid;
 
     fn hello(lineage: &[Term], watermark: u64, head: u64) -> Hello {
@@ -134,6 +151,33 @@ mod tests {
         // Nothing in common.
         let strange = check(&hello(&[term(1, 9, 1)], 5, 5));
         assert_eq!(strange.unwrap_err().code, RefuseCode::FollowerAhead);
+    }
+
+    /// The follower was in sync in the first term, and the leader has lived through so many more since.
+    #[test]
+    fn a_follower_is_known_by_the_last_128_terms_and_no_longer() {
+        let followed = Term { epoch: 1, id: 1, first_seq: 1 };
+        let after = |count: u64| {
+            let mut lineage = vec![followed];
+            for n in 1..=count {
+                begin(&mut lineage, Term { epoch: 1 + n, id: 1 + n, first_seq: 10 * n });
+            }
+            let forgotten = lineage.len().saturating_sub(LINEAGE_LEN_MAX);
+            plan(&lineage[forgotten..], Seq(10 * count + 5), &Hello { epoch: 1, ..hello(&[followed], 9, 9) })
+        };
+        assert_eq!(after(126).map(|plan| plan.since), Ok(Seq(9)));
+        assert_eq!(after(127).map(|plan| plan.since), Ok(Seq(9)));
+        for count in [128, 129, 1_000] {
+            let refuse = after(count).unwrap_err();
+            assert_eq!(refuse.code, RefuseCode::Forgotten);
+            assert!(refuse.code.is_permanent() && refuse.text.contains("--accept-store"), "{}", refuse.text);
+            assert!(refuse.text.len() <= crate::wire::message::REFUSE_TEXT_SIZE_MAX, "{}", refuse.text.len());
+        }
+        // Who says that it gives up what it holds gets all there is.
+        let lineage = [Term { epoch: 200, id: 200, first_seq: 2_000 }];
+        let given_up = Hello { asks: true, ..hello(&[followed], 0, 0) };
+        let wanted = Plan { fork: Seq::ZERO, since: Seq::ZERO, scan_place: None, asks: true };
+        assert_eq!(plan(&lineage, Seq(2_005), &given_up), Ok(wanted));
     }
 
     #[test]

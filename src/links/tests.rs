@@ -150,3 +150,17 @@ fn a_follower_in_its_first_scan_is_near_nothing() {
     assert_eq!(near(10), 0);
     assert_eq!(near(0), 1, "of an empty shard there is nothing to have");
 }
+
+/// A follower that nobody takes once looked as if it had all there is.
+#[test]
+fn what_is_held_of_something_else_is_no_part_of_the_leader_s_and_lags() {
+    let links = Links::new();
+    let cell = cell(&links, 1, 0, 50);
+    cell.silence_ms_max.store(1_000, Ordering::Relaxed);
+    links.heads.heard(ShardIndex(0), 100, Seq(50));
+    let lag = |head| links.lag(&cell, Seq(head), 10, 40, at(101));
+    assert_eq!(lag(50), Lag::default());
+    cell.is_unrelated.store(true, Ordering::Relaxed);
+    assert_eq!(lag(50), Lag { records: 50, bytes: 400, ms: 1 });
+    assert!(lag(0).records > 0 && lag(0).bytes > 0 && lag(0).ms > 0);
+}

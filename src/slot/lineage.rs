@@ -66,6 +66,14 @@ pub fn knows(lineage: &[Term], term: &Term) -> bool {
     lineage.iter().any(|other| other.is(term))
 }
 
+/// Whether a side that has no term in common with ours may have had one: ours began earlier than is remembered
+/// of it, and theirs has not gone further than that.
+#[must_use]
+pub fn is_forgotten(ours: &[Term], theirs: &[Term]) -> bool {
+    let (Some(oldest), Some(last)) = (ours.first(), theirs.last()) else { return false };
+    oldest.first_seq > 1 && last.epoch <= oldest.epoch
+}
+
 /// The last seq of the term at this place.
 fn end(lineage: &[Term], at: usize, head: Seq) -> Seq {
     lineage.get(at + 1).map_or(head, |next| Seq(next.first_seq.saturating_sub(1))).min(head)
@@ -200,6 +208,15 @@ mod tests {
         }
         assert_eq!(fork(&[term(1, 9, 1)], Seq(5), &theirs, Seq(5)), None);
         assert_eq!(fork(&[term(1, 9, 1)], Seq(5), &theirs, Seq::ZERO), Some(Seq::ZERO));
+    }
+
+    #[test]
+    fn a_lineage_that_was_cut_at_its_begin_may_have_shared_what_is_older() {
+        let term = |epoch, id, first_seq| Term { epoch, id, first_seq };
+        let (ours, theirs) = ([term(7, 1, 900), term(8, 2, 950)], |epoch| [term(epoch, 9, 1)]);
+        assert!(is_forgotten(&ours, &theirs(3)) && is_forgotten(&ours, &theirs(7)));
+        assert!(!is_forgotten(&ours, &theirs(8)), "all terms since then are remembered");
+        assert!(!is_forgotten(&[term(7, 1, 1), ours[1]], &theirs(3)), "it remembers its begin");
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub enum RefuseCode {
     FollowerAhead,
     /// The follower has heard of a newer epoch than the leader's.
     OldEpoch,
+    /// What both share is older than the terms that the leader remembers.
+    Forgotten,
     /// The shard has as many followers as it may have.
     TooManyFollowers,
     /// The node is no leader, or no more.
@@ -50,6 +52,7 @@ impl RefuseCode {
             Self::Shard => 5,
             Self::FollowerAhead => 6,
             Self::OldEpoch => 7,
+            Self::Forgotten => 8,
             Self::TooManyFollowers => FIRST_TEMPORARY_CODE,
             Self::NotLeader => FIRST_TEMPORARY_CODE + 1,
             Self::Regaining => FIRST_TEMPORARY_CODE + 2,
@@ -68,6 +71,7 @@ impl RefuseCode {
             5 => Self::Shard,
             6 => Self::FollowerAhead,
             7 => Self::OldEpoch,
+            8 => Self::Forgotten,
             FIRST_TEMPORARY_CODE => Self::TooManyFollowers,
             257 => Self::NotLeader,
             258 => Self::Regaining,
@@ -86,6 +90,7 @@ impl RefuseCode {
             Self::Shard => "shard",
             Self::FollowerAhead => "follower_ahead",
             Self::OldEpoch => "old_epoch",
+            Self::Forgotten => "forgotten",
             Self::TooManyFollowers => "too_many_followers",
             Self::NotLeader => "not_leader",
             Self::Regaining => "regaining",

@@ -13,6 +13,7 @@ mod demo;
 mod disk;
 mod durability;
 mod expiry;
+mod forgotten;
 mod garbage;
 mod guard_rails;
 mod harness;

@@ -20,7 +20,7 @@ pub(crate) fn copy_directory(from: &Path, to: &Path) {
 
 /// What the reports in a data directory hold: each key's dropped value, `None` for a deletion.
 #[track_caller]
-fn dropped(directory: &Path) -> BTreeMap<String, Option<String>> {
+pub(crate) fn dropped(directory: &Path) -> BTreeMap<String, Option<String>> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(directory).expect("lists").map(|entry| entry.expect("lists")) {
         let name = entry.file_name().into_string().expect("text");

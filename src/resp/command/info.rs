@@ -78,6 +78,8 @@ pub(super) struct LeaderLink {
     is_up: bool,
     is_scanning: bool,
     last_io_unix_ms: u64,
+    /// Why either side refused the other, if one did.
+    refusal: String,
 }
 
 pub(super) fn leader_link(links: &Links) -> LeaderLink {
@@ -86,6 +88,7 @@ pub(super) fn leader_link(links: &Links) -> LeaderLink {
     let is_up = !cells.is_empty()
         && cells.iter().all(|cell| matches!(cell.phase(), Phase::Scan | Phase::CatchUp | Phase::Stream));
     let is_scanning = any(Phase::Scan) || any(Phase::CatchUp);
+    let refused = cells.iter().find(|cell| cell.phase() == Phase::Refused);
     let last_io = |cell: &Arc<LinkCell>| cell.last_io_unix_ms.load(Ordering::Relaxed);
     LeaderLink {
         state: match (is_up, is_scanning) {
@@ -96,6 +99,7 @@ pub(super) fn leader_link(links: &Links) -> LeaderLink {
         is_up,
         is_scanning,
         last_io_unix_ms: cells.iter().map(last_io).max().unwrap_or(0),
+        refusal: refused.map_or_else(String::new, |cell| cell.reason.lock().clone()),
     }
 }
 
@@ -329,6 +333,7 @@ fn follower_lines(
     write!(text, "master_host:{host}\r\n")?;
     write!(text, "master_port:{port}\r\n")?;
     write!(text, "master_link_status:{}\r\n", if link.is_up { "up" } else { "down" })?;
+    write!(text, "slotstream_link_refused:{}\r\n", link.refusal)?;
     write!(text, "master_last_io_seconds_ago:{last_io_s}\r\n")?;
     write!(text, "master_sync_in_progress:{}\r\n", u8::from(link.is_scanning))?;
     write!(text, "slave_read_repl_offset:{offset}\r\n")?;
