@@ -1,13 +1,13 @@
 //! What a follower gives back to its leader that lost it in a crash: slots above a seq, as a leader's scan.
 //!
-//! Nothing else changes the shard meanwhile: its only writer is this link, which has no Welcome yet. Always
-//! true: what is sent and not acknowledged is at most the window, or one batch.
+//! Nothing else changes the shard meanwhile: its only writer is this link, which has no Welcome yet.
 
 use crate::slot::ShardIndex;
 use crate::slot::image::RECORD_HEADER_SIZE;
 use crate::store::{Progress, Scan, Store};
-use crate::wire::frame::{FLAG_SCAN, FrameHeader, HEADER_SIZE, Kind, payload_len};
+use crate::wire::frame::{FLAG_SCAN, HEADER_SIZE, end_batch};
 use crate::wire::message::{Ack, Regain, ScanDone, regain_payload_size_max};
+use crate::wire::window::AckWindow;
 
 use super::link::LinkError;
 
@@ -18,8 +18,7 @@ pub(super) struct Lender {
     scan: Scan,
     progress: Progress,
     window_bytes: u64,
-    sent_bytes: u64,
-    acked_bytes: u64,
+    window: AckWindow,
     is_through: bool,
 }
 
@@ -36,17 +35,12 @@ impl Lender {
         );
         let mut scan = store.scan(shard, since);
         scan.next = next;
-        Self { shard, scan, progress, window_bytes, sent_bytes: 0, acked_bytes: 0, is_through: false }
+        Self { shard, scan, progress, window_bytes, window: AckWindow::default(), is_through: false }
     }
 
     /// Takes an Ack.
     pub(super) fn acked(&mut self, ack: Ack) -> Result<(), LinkError> {
-        let found = ack.received_bytes;
-        if found < self.acked_bytes || found > self.sent_bytes {
-            return Err(LinkError::AckBytes { found, sent: self.sent_bytes });
-        }
-        self.acked_bytes = found;
-        Ok(())
+        Ok(self.window.acked(ack.received_bytes)?)
     }
 
     /// Appends the next batch, or the end, to `out`, which is empty; nothing while the window is full, or
@@ -54,8 +48,7 @@ impl Lender {
     pub(super) fn next(&mut self, store: &Store, epoch: u64, out: &mut Vec<u8>) -> Result<(), LinkError> {
         let window = usize::try_from(self.window_bytes).unwrap_or(usize::MAX);
         let payload_max = regain_payload_size_max(&store.geometry(), window);
-        let unacked = self.sent_bytes - self.acked_bytes;
-        if self.is_through || (unacked > 0 && unacked + payload_max as u64 > self.window_bytes) {
+        if self.is_through || !self.window.admits(payload_max, self.window_bytes) {
             return Ok(());
         }
         assert!(out.is_empty(), "a batch starts an empty outbox");
@@ -74,16 +67,7 @@ impl Lender {
             self.is_through = true;
             return Ok(());
         }
-        let payload = out.len() - HEADER_SIZE;
-        let header = FrameHeader {
-            payload_len: payload_len(payload),
-            kind: Kind::SlotBatch,
-            flags: FLAG_SCAN,
-            epoch,
-            payload_crc: 0,
-        };
-        out[..HEADER_SIZE].copy_from_slice(&header.encode());
-        self.sent_bytes += payload as u64;
+        self.window.sent(end_batch(out, FLAG_SCAN, epoch) as u64);
         Ok(())
     }
 }

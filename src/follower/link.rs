@@ -23,6 +23,7 @@ use crate::wire::frame::{
 use crate::wire::message::{
     Ack, Heartbeat, Hello, MessageError, Refuse, RefuseCode, Regain, ScanDone, ScanStart, Want, Welcome,
 };
+use crate::wire::window::AckBytesError;
 use crate::wire::{Outbox, Transport, next_beat};
 
 use super::Options;
@@ -194,14 +195,9 @@ pub enum LinkError {
         /// The store of both.
         store_id: uuid::Uuid,
     },
-    /// An Ack for bytes that were not given back, or fewer than before.
-    #[error("Ack counts {found} bytes, {sent} were given back")]
-    AckBytes {
-        /// What the Ack says.
-        found: u64,
-        /// Bytes sent on this link.
-        sent: u64,
-    },
+    /// An Ack that does not fit what was sent.
+    #[error(transparent)]
+    AckBytes(#[from] AckBytesError),
     /// A slot is damaged; it is not given back, and nothing behind it can be.
     #[error("slot {slot}: {error}")]
     Slot {

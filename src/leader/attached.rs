@@ -17,14 +17,15 @@ use crate::ring::RingReader;
 use crate::slot::image::RECORD_HEADER_SIZE;
 use crate::slot::{Seq, ShardIndex, SlotIndex};
 use crate::wire::Transport;
-use crate::wire::frame::{FLAG_WANTED, FrameHeader, HEADER_SIZE, Kind, payload_len};
+use crate::wire::frame::{FLAG_WANTED, HEADER_SIZE, Kind, end_batch};
 use crate::wire::message::{Ack, Heartbeat, Hello, ScanDone, ScanStart, Want};
+use crate::wire::window::AckWindow;
 
 use super::hello::Plan;
 use super::link::{Env, LinkError};
 use super::pace::Turn;
 use super::registry::Seat;
-use super::scan::{AckWindow, ScanRange, ScanSender, ScanStep, payload_size_max};
+use super::scan::{ScanRange, ScanSender, ScanStep, payload_size_max};
 use super::stream::RingFrame;
 
 /// What an outbox keeps of its memory once the scan is through.
@@ -281,16 +282,9 @@ impl Attached {
             env.store.push_slot(self.shard, slot, out).map_err(|error| LinkError::Slot { slot, error })?;
             *at += 1;
         }
-        let header = FrameHeader {
-            payload_len: payload_len(out.len() - HEADER_SIZE),
-            kind: Kind::SlotBatch,
-            flags: FLAG_WANTED,
-            epoch: self.epoch,
-            payload_crc: 0,
-        };
-        out[..HEADER_SIZE].copy_from_slice(&header.encode());
+        let payload = end_batch(out, FLAG_WANTED, self.epoch);
         let slots = (*at - first) as u64;
-        self.shown.cell.carried(slots, out.len() - HEADER_SIZE);
+        self.shown.cell.carried(slots, payload);
         self.turn.iter_mut().for_each(|turn| turn.spent(out.len(), slots));
         Ok(Next::Frame)
     }

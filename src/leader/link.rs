@@ -23,6 +23,7 @@ use crate::wire::message::{
     Want, Welcome, regain_payload_size_max,
 };
 use crate::wire::{Outbox, Transport, next_beat};
+use crate::wire::window::AckBytesError;
 
 use super::Options;
 use super::attached::{Attached, Next};
@@ -92,14 +93,9 @@ pub enum LinkError {
         /// Which message.
         kind: Kind,
     },
-    /// An Ack for bytes that were not sent, or fewer than before.
-    #[error("Ack counts {found} bytes of scan, {sent} were sent")]
-    AckBytes {
-        /// What the Ack says.
-        found: u64,
-        /// Bytes sent on this link.
-        sent: u64,
-    },
+    /// An Ack that does not fit what was sent.
+    #[error(transparent)]
+    AckBytes(#[from] AckBytesError),
     /// An Ack for a seq that was not sent, or one before an earlier Ack.
     #[error("Ack names seq {found}, wanted {acked} to {sent}")]
     AckSeq {
@@ -158,7 +154,7 @@ impl LinkError {
             E::Frame(_)
                 | E::Message(_)
                 | E::Unexpected { .. }
-                | E::AckBytes { .. }
+                | E::AckBytes(_)
                 | E::AckSeq { .. }
                 | E::GivenBack { .. }
                 | E::Apply(ApplyError::Record(_) | ApplyError::Slot { .. } | ApplyError::Range { .. })

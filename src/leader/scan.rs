@@ -1,6 +1,4 @@
 //! Phase 1: batches of slots above a seq, as many as the Ack window allows.
-//!
-//! Always true: what is sent and not acknowledged is at most the window, or one batch.
 
 use std::time::Duration;
 
@@ -9,41 +7,17 @@ use crate::links::LinkCell;
 use crate::slot::image::RECORD_HEADER_SIZE;
 use crate::slot::{Geometry, Seq, ShardIndex, SlotIndex};
 use crate::store::{Scan, Store};
-use crate::wire::frame::{FLAG_SCAN, FrameHeader, HEADER_SIZE, Kind, PAYLOAD_SIZE_MAX, payload_len};
+use crate::wire::frame::{FLAG_SCAN, HEADER_SIZE, PAYLOAD_SIZE_MAX, end_batch};
+use crate::wire::message::ScanPlace;
+use crate::wire::window::AckWindow;
 
 use super::Options;
-use crate::wire::ScanPlace;
-
 use super::link::LinkError;
 
 /// How often a running scan says how far it is.
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 /// Steps of [`Store::scan_next`] in one go: bounds the time other links wait where little has changed.
 const STEPS_MAX: usize = 4;
-
-/// Scan payload that is on its way to the follower; lives as long as the link.
-#[derive(Debug, Default)]
-pub(super) struct AckWindow {
-    sent_bytes: u64,
-    acked_bytes: u64,
-}
-
-impl AckWindow {
-    /// Whether a batch of up to `bytes` may go out.
-    fn admits(&self, bytes: usize, window_bytes_max: u64) -> bool {
-        let unacked = self.sent_bytes - self.acked_bytes;
-        unacked == 0 || unacked + bytes as u64 <= window_bytes_max
-    }
-
-    /// Takes an Ack's count.
-    pub(super) fn acked(&mut self, bytes: u64) -> Result<(), LinkError> {
-        if bytes < self.acked_bytes || bytes > self.sent_bytes {
-            return Err(LinkError::AckBytes { found: bytes, sent: self.sent_bytes });
-        }
-        self.acked_bytes = bytes;
-        Ok(())
-    }
-}
 
 /// What a scan is to send.
 #[derive(Debug, Clone, Copy)]
@@ -151,8 +125,7 @@ impl ScanSender {
                 break;
             }
         }
-        let payload = out.len() - HEADER_SIZE;
-        if payload == 0 {
+        if out.len() == HEADER_SIZE {
             out.clear();
             if !is_through {
                 return Ok(ScanStep::Again);
@@ -162,17 +135,9 @@ impl ScanSender {
             self.scan = Scan { since, next: SlotIndex(0), end, slots_sent: self.scan.slots_sent };
             return Ok(ScanStep::Half);
         }
-        assert!(payload <= PAYLOAD_SIZE_MAX, "scan batch of {payload} bytes");
-        let header = FrameHeader {
-            payload_len: payload_len(payload),
-            kind: Kind::SlotBatch,
-            flags: FLAG_SCAN,
-            epoch,
-            payload_crc: 0,
-        };
-        out[..HEADER_SIZE].copy_from_slice(&header.encode());
-        window.sent_bytes += payload as u64;
-        self.bytes += payload as u64;
+        let payload = end_batch(out, FLAG_SCAN, epoch) as u64;
+        window.sent(payload);
+        self.bytes += payload;
         Ok(ScanStep::Batch)
     }
 

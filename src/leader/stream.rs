@@ -13,7 +13,7 @@ use crate::ring::RingReader;
 use crate::slot::Seq;
 use crate::slot::image::{RECORD_HEADER_SIZE, image_seq};
 use crate::wire::Transport;
-use crate::wire::frame::{FLAG_STREAM, FrameHeader, HEADER_SIZE, Kind, payload_len};
+use crate::wire::frame::{FLAG_STREAM, HEADER_SIZE, batch_header};
 
 /// As much of a record as tells its length and seq.
 const RECORD_PREFIX_SIZE: usize = RECORD_HEADER_SIZE + crate::slot::layout::HEADER_SIZE;
@@ -50,14 +50,8 @@ impl RingFrame {
         let (first, second) = chunk.as_slices();
         let carried = walk(first, second, seq_sent);
         assert!(carried.payload_bytes > 0, "no record fits {payload_bytes_max} bytes");
-        let header = FrameHeader {
-            payload_len: payload_len(carried.payload_bytes),
-            kind: Kind::SlotBatch,
-            flags: FLAG_STREAM,
-            epoch,
-            payload_crc: 0,
-        };
-        let frame = Self { header: header.encode(), header_sent: 0, payload_left: carried.payload_bytes };
+        let header = batch_header(FLAG_STREAM, epoch, carried.payload_bytes);
+        let frame = Self { header, header_sent: 0, payload_left: carried.payload_bytes };
         Some((frame, carried))
     }
 

@@ -410,9 +410,22 @@ pub fn push_frame(target: &mut Vec<u8>, kind: Kind, epoch: u64, write_payload: i
     target[header_at..header_at + HEADER_SIZE].copy_from_slice(&header.encode());
 }
 
-/// A payload's size as the header states it.
+/// A SlotBatch's header. The images carry checksums of their own.
 #[must_use]
-pub fn payload_len(bytes: usize) -> u32 {
+pub fn batch_header(flags: u8, epoch: u64, payload_size: usize) -> [u8; HEADER_SIZE] {
+    let payload_len = payload_len(payload_size);
+    FrameHeader { payload_len, kind: Kind::SlotBatch, flags, epoch, payload_crc: 0 }.encode()
+}
+
+/// Makes a SlotBatch of records that stand behind room for a header, so that they need no copy; the payload's size.
+pub fn end_batch(out: &mut [u8], flags: u8, epoch: u64) -> usize {
+    let payload_size = out.len() - HEADER_SIZE;
+    out[..HEADER_SIZE].copy_from_slice(&batch_header(flags, epoch, payload_size));
+    payload_size
+}
+
+/// A payload's size as the header states it.
+pub(super) fn payload_len(bytes: usize) -> u32 {
     assert!(bytes <= PAYLOAD_SIZE_MAX, "payload of {bytes} bytes");
     #[expect(clippy::cast_possible_truncation, reason = "checked above")]
     let len = bytes as u32;

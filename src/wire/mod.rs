@@ -53,6 +53,7 @@ mod refuse;
 #[cfg(test)]
 mod tests;
 pub mod transport;
+pub mod window;
 
 pub use frame::{Frame, FrameDecoder, FrameError, FrameHeader, Kind};
 pub use message::{
