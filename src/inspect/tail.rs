@@ -15,9 +15,10 @@ use serde::Serialize;
 
 use super::ask::{AskError, Asked};
 use super::redis::Reply;
+use crate::slot::KeyValueText;
 use crate::stop::Stop;
+use crate::store::ChangeId;
 use crate::store::feed::NoChangeId;
-use crate::store::{ChangeId, lossless};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one question waits at the node: how late a stop signal may be heard.
@@ -309,21 +310,15 @@ struct Line<'a> {
     expire_at: Option<u64>,
 }
 
-/// A change as JSON. Keys and values that are no text are in `_hex`.
+/// A change as JSON.
 #[derive(Serialize)]
 struct JsonLine<'a> {
     shard: u16,
     id: String,
     slot: u32,
     op: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key_hex: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value_hex: Option<String>,
+    #[serde(flatten)]
+    text: KeyValueText<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expire_at_unix_ms: Option<u64>,
 }
@@ -353,17 +348,12 @@ impl<'a> Line<'a> {
     fn push(&self, out: &mut impl Write, json: bool) -> io::Result<()> {
         let Self { shard, id, slot, key, value, expire_at } = self;
         if json {
-            let ((key, key_hex), (value, value_hex)) =
-                (lossless(key), value.map_or((None, None), |value| lossless(value)));
             let line = JsonLine {
                 shard: *shard,
                 id: id.to_string(),
                 slot: *slot,
                 op: self.op(),
-                key,
-                key_hex,
-                value,
-                value_hex,
+                text: KeyValueText::new(key, *value),
                 expire_at_unix_ms: *expire_at,
             };
             serde_json::to_writer(&mut *out, &line)?;

@@ -62,8 +62,6 @@ pub use recovery::ReplayError;
 pub use regain::{GivenBack, RegainError};
 pub use replicate::{Applied, PromoteError};
 use report::Reports;
-#[cfg(feature = "server")]
-pub(crate) use report::lossless;
 pub use rewind::Rewound;
 
 /// What lies behind a shard's lock.

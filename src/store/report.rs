@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use crate::slot::{ShardIndex, SlotIndex, SlotView, Status};
+use crate::slot::{KeyValueText, ShardIndex, SlotIndex, SlotView, Status};
 
 use super::directory;
 
@@ -25,7 +25,7 @@ pub(super) enum Reports {
     Memory(Mutex<BTreeMap<String, Vec<u8>>>),
 }
 
-/// A write that was dropped: what a slot held. Keys and values that are no text are in `_hex`.
+/// A write that was dropped: what a slot held.
 #[derive(Debug, Serialize)]
 struct Dropped<'a> {
     shard: u16,
@@ -33,34 +33,12 @@ struct Dropped<'a> {
     seq: u64,
     /// The write deleted the key.
     deleted: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key_hex: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value_hex: Option<String>,
+    #[serde(flatten)]
+    text: KeyValueText<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expire_at_unix_ms: Option<u64>,
     /// When it was dropped.
     dropped_at_unix_ms: u64,
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a string takes it");
-        text
-    })
-}
-
-/// Text, or hexadecimal digits.
-pub(crate) fn lossless(bytes: &[u8]) -> (Option<&str>, Option<String>) {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => (Some(text), None),
-        Err(_) => (None, Some(hex(bytes))),
-    }
 }
 
 /// Appends one dropped write as a line.
@@ -72,17 +50,12 @@ pub(super) fn push_line(
     now_unix_ms: u64,
 ) {
     let deleted = view.status() != Status::Occupied;
-    let (key, key_hex) = lossless(view.key());
-    let (value, value_hex) = if deleted { (None, None) } else { lossless(view.value()) };
     let dropped = Dropped {
         shard: shard.0,
         slot: slot.0,
         seq: view.seq().0,
         deleted,
-        key,
-        key_hex,
-        value,
-        value_hex,
+        text: KeyValueText::new(view.key(), (!deleted).then(|| view.value())),
         expire_at_unix_ms: (view.expire_at() != 0).then_some(view.expire_at()),
         dropped_at_unix_ms: now_unix_ms,
     };
