@@ -107,14 +107,15 @@ fn unrelated(lineage: &[Term], hello: &Hello) -> Refuse {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::shard::header::LINEAGE_LEN_MAX;
     use crate::slot::SlotIndex;
     use crate::slot::lineage::begin;
     use uuid::Uuid;
 
-    fn hello(lineage: &[Term], watermark: u64, head: u64) -> Hello {
+    /// A follower that holds this.
+    pub(in crate::leader) fn hello(lineage: &[Term], watermark: u64, head: u64) -> Hello {
         Hello {
             version_min: 1,
             version_max: 1,

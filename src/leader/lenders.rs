@@ -136,25 +136,10 @@ impl Drop for Sender {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::slot::Seq;
     use uuid::Uuid;
 
     fn hello(watermark: u64) -> Hello {
-        Hello {
-            version_min: 1,
-            version_max: 1,
-            shard: 0,
-            resp_port: 0,
-            geometry: None,
-            store_id: Uuid::nil(),
-            follower_id: Uuid::from_u128(1),
-            epoch: 1,
-            watermark: Seq(watermark),
-            head: Seq(watermark),
-            scan_place: None,
-            asks: false,
-            lineage: Vec::new(),
-        }
+        super::super::hello::tests::hello(&[], watermark, watermark)
     }
 
     const fn s(seconds: u64) -> Duration {

@@ -1,9 +1,9 @@
 //! A node that is left alone. A follower started while its leader is away, or is its leader no more, serves what it
 //! holds, and says how it stands. Nor does a leader go on beside its successor.
 
-use crate::guard_rails::{assert_replaced, wait_refused};
+use crate::guard_rails::{assert_replaced, precious_pair, wait_refused};
 use crate::harness::{Node, PATIENCE, wait_in_sync, wait_until};
-use crate::roles_at_run_time::{SIZES, replicaof, set};
+use crate::roles_at_run_time::{replicaof, set};
 
 /// Every shard's lag in seconds.
 fn lags(node: &Node) -> Vec<f64> {
@@ -16,11 +16,7 @@ fn lags(node: &Node) -> Vec<f64> {
 #[test]
 fn a_follower_that_hears_of_no_leader_is_not_fresh() {
     let root = tempfile::tempdir().expect("temp dir");
-    let (a, b) = (root.path().join("a"), root.path().join("b"));
-    let mut leader = Node::leader(&a, SIZES);
-    let mut follower = Node::follower(&b, &leader, &[]);
-    set(&leader, 0..20, "precious");
-    wait_in_sync(&leader, &follower);
+    let (mut leader, mut follower) = precious_pair(&root);
     follower.kill();
     set(&leader, 20..40, "precious");
     leader.kill();
@@ -40,14 +36,10 @@ fn a_follower_that_hears_of_no_leader_is_not_fresh() {
 #[test]
 fn a_follower_that_is_started_at_another_stores_leader_serves_what_it_holds() {
     let root = tempfile::tempdir().expect("temp dir");
-    let (a, b) = (root.path().join("a"), root.path().join("b"));
-    let mut leader = Node::leader(&a, SIZES);
-    let mut follower = Node::follower(&b, &leader, &[]);
-    set(&leader, 0..20, "precious");
-    wait_in_sync(&leader, &follower);
+    let (mut leader, mut follower) = precious_pair(&root);
     assert!(follower.terminate().0.success());
     leader.kill();
-    std::fs::remove_dir_all(&a).expect("the leader's data are gone");
+    std::fs::remove_dir_all(&leader.directory).expect("the leader's data are gone");
     leader.restart();
     follower.restart();
     wait_refused(&follower, "follower holds data of store");
@@ -61,20 +53,16 @@ fn a_follower_that_is_started_at_another_stores_leader_serves_what_it_holds() {
 #[test]
 fn a_leader_that_cannot_write_down_its_new_role_takes_no_writes() {
     let root = tempfile::tempdir().expect("temp dir");
-    let (a, b) = (root.path().join("a"), root.path().join("b"));
-    let old = Node::leader(&a, SIZES);
-    let new = Node::follower(&b, &old, &[]);
-    set(&old, 0..20, "precious");
-    wait_in_sync(&old, &new);
+    let (old, new) = precious_pair(&root);
     assert_eq!(new.client().call(&["REPLICAOF", "NO", "ONE"]).text(), "OK");
     // A folder of its name: no file can take its place.
-    let memory = a.join("role.json");
+    let memory = old.directory.join("role.json");
     std::fs::create_dir(&memory).expect("a folder");
     std::fs::write(memory.join("full"), "").expect("written");
     let refused = replicaof(&old, &new);
     assert!(refused.starts_with("ERR role.json: "), "{refused}");
     assert_replaced(&old, 2);
-    assert!(!a.join("role.json.new").exists(), "nothing unfinished is left");
+    assert!(!old.directory.join("role.json.new").exists(), "nothing unfinished is left");
     // As soon as it can, it follows.
     std::fs::remove_dir_all(&memory).expect("removed");
     assert_eq!(replicaof(&old, &new), "OK");

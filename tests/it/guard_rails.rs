@@ -1,6 +1,8 @@
 //! A follower keeps its data from leaders that would take them away, says why, and gives in only when
 //! somebody says so by hand.
 
+use tempfile::TempDir;
+
 use crate::harness::{Node, PATIENCE, Reply, assert_equal, run, stderr, stdout, wait_in_sync, wait_until};
 use crate::rewind::copy_directory;
 use crate::roles_at_run_time::{SIZES, info, replicaof, set};
@@ -41,6 +43,15 @@ pub(crate) fn assert_replaced(node: &Node, by_epoch: u64) {
     assert!(node.client().call(&["SET", "key-1", "x"]).text().starts_with("READONLY"));
 }
 
+/// A leader in `a` and its follower in `b`, which hold the same.
+pub(crate) fn precious_pair(root: &TempDir) -> (Node, Node) {
+    let leader = Node::leader(&root.path().join("a"), SIZES);
+    let follower = Node::follower(&root.path().join("b"), &leader, &[]);
+    set(&leader, 0..20, "precious");
+    wait_in_sync(&leader, &follower);
+    (leader, follower)
+}
+
 fn promote(node: &Node, arguments: &[&str]) -> std::process::Output {
     run(&[&["promote", &node.ports.listen.to_string()], arguments].concat())
 }
@@ -49,11 +60,8 @@ fn promote(node: &Node, arguments: &[&str]) -> std::process::Output {
 #[test]
 fn an_emptied_leader_empties_nobody() {
     let root = tempfile::tempdir().expect("temp dir");
-    let (a, b) = (root.path().join("a"), root.path().join("b"));
-    let mut leader = Node::leader(&a, SIZES);
-    let mut follower = Node::follower(&b, &leader, &[]);
-    set(&leader, 0..20, "precious");
-    wait_in_sync(&leader, &follower);
+    let (mut leader, mut follower) = precious_pair(&root);
+    let (a, b) = (leader.directory.clone(), follower.directory.clone());
     leader.kill();
     std::fs::remove_dir_all(&a).expect("the leader's data are gone");
     leader.restart();
@@ -207,16 +215,12 @@ fn a_leader_of_an_older_epoch_is_refused() {
 #[test]
 fn a_leader_that_was_replaced_leads_again_when_told_to() {
     let root = tempfile::tempdir().expect("temp dir");
-    let [a, b] = ["a", "b"].map(|name| root.path().join(name));
-    let mut old = Node::leader(&a, SIZES);
-    let mut new = Node::follower(&b, &old, &[]);
-    set(&old, 0..20, "precious");
-    wait_in_sync(&old, &new);
+    let (mut old, mut new) = precious_pair(&root);
     assert_eq!(new.client().call(&["REPLICAOF", "NO", "ONE"]).text(), "OK");
     set(&new, 20..30, "in between");
     // Its successor comes back as its follower: that is how it hears of the newer epoch.
     assert!(new.terminate().0.success());
-    std::fs::remove_file(b.join("role.json")).expect("the role given at run time");
+    std::fs::remove_file(new.directory.join("role.json")).expect("the role given at run time");
     new.restart();
     wait_refused(&new, "epoch");
     assert_replaced(&old, 2);

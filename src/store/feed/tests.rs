@@ -167,8 +167,8 @@ fn a_place_that_a_failover_dropped_is_an_error_and_one_before_it_goes_on() {
     assert!(matches!(error, FeedError::Lost { first_seq: Seq(11), epoch: 2, .. }), "{error}");
 }
 
-#[test]
-fn a_failover_between_two_steps_of_one_feed_is_seen() {
+/// A leader, its follower, and who has read more than half of what that holds.
+fn read_in_part() -> (Store, Store, Reader, ChangeFeed) {
     let (leader, node) = (memory(300), memory(300));
     for key in 0..200_u8 {
         leader.put(&[key], b"both").unwrap();
@@ -179,6 +179,12 @@ fn a_failover_between_two_steps_of_one_feed_is_seen() {
     while reader.last.seq < Seq(120) {
         feed.step(&node, 40, |id, slot, view| reader.take(id, slot, view)).unwrap();
     }
+    (leader, node, reader, feed)
+}
+
+#[test]
+fn a_failover_between_two_steps_of_one_feed_is_seen() {
+    let (leader, node, _, mut feed) = read_in_part();
     // The node gives up everything above 100, and its slots are about to go back.
     node.begin_rewind(SHARD, Seq(100), false).unwrap();
     for _ in 0..9 {
@@ -195,16 +201,7 @@ fn a_failover_between_two_steps_of_one_feed_is_seen() {
 
 #[test]
 fn a_new_term_that_drops_nothing_neither_repeats_nor_misses_a_change() {
-    let (leader, node) = (memory(300), memory(300));
-    for key in 0..200_u8 {
-        leader.put(&[key], b"both").unwrap();
-    }
-    copy(&leader, &node, Seq(200));
-    let mut reader = Reader::default();
-    let mut feed = feed(ChangeId::START);
-    while reader.last.seq < Seq(120) {
-        feed.step(&node, 40, |id, slot, view| reader.take(id, slot, view)).unwrap();
-    }
+    let (leader, node, mut reader, mut feed) = read_in_part();
     node.promote().unwrap();
     reader.drain(&node, &mut feed);
     assert_eq!(reader.records(), contents(&leader));
