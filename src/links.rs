@@ -10,7 +10,7 @@ mod waiting;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -382,8 +382,6 @@ impl Links {
     /// Leader's links: a follower has heard of a newer epoch; says whether that is news.
     pub(crate) fn supersede(&self, epoch: u64) -> bool {
         let is_news = self.superseded_by_epoch.fetch_max(epoch, Ordering::Relaxed) < epoch;
-        // Who lets the store take writes again looks for the mark after that, behind a fence of its own.
-        fence(Ordering::SeqCst);
         if is_news {
             self.notices.tell(Notice::Superseded);
         }

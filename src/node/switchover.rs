@@ -13,7 +13,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering, fence};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -231,18 +231,10 @@ impl Switchover {
     }
 }
 
-/// Lets a store that stopped taking writes take them again, unless somebody else was found to lead.
+/// Lets a store that stopped taking writes take them again, unless somebody else was found to lead: a link that
+/// hears of a newer epoch marks it first and stops writes then.
 fn take_writes_again(store: &Store, links: &Links) {
-    if links.superseded_by_epoch().is_some() {
-        return;
-    }
-    store.set_read_only(false);
-    // A link that hears of a newer epoch marks it first and stops writes then. So does this look for the mark
-    // last: whichever comes second finds what the other has done.
-    fence(Ordering::SeqCst);
-    if links.superseded_by_epoch().is_some() {
-        store.stop_writes();
-    }
+    store.resume_writes(|| links.superseded_by_epoch().is_none());
 }
 
 /// What became of the order to lead.

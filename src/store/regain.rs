@@ -122,3 +122,12 @@ impl Store {
         }
     }
 }
+
+    /// Takes writes again after [`Store::stop_writes`], if `may_write`. Who makes that false, and stops writes after
+    /// that, is heeded: the lock lets one of both see what the other has done.
+    pub fn resume_writes(&self, may_write: impl FnOnce() -> bool) {
+        let _was_stopped = self.was_stopped.lock();
+        if may_write() {
+            self.set_read_only(false);
+        }
+    }
