@@ -60,6 +60,8 @@ pub enum Bug {
     TornFrameAccepted,
     /// After a failed sync of the log another one is tried.
     RetryAfterFailedSync,
+    /// A new term begins before what followers gave back is durable.
+    RegainedNotSynced,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -361,15 +361,23 @@ impl Window {
     pub fn sync(&self) -> io::Result<()> {
         match &self.memory.backing {
             Backing::File { file, .. } => file.sync_data(),
-            Backing::Mapped { .. } | Backing::Heap { .. } => Ok(()),
-            Backing::Simulated { sync, .. } => {
-                let len = self.memory.len.load(Ordering::Acquire);
-                let mut words = vec![0; len / 8];
-                let loaded = self.load(0, &mut words);
-                assert!(loaded, "all of the region, whose length is a multiple of a page");
-                sync(0, bytes_of(&words))
+            Backing::Mapped { .. } => Ok(()),
+            Backing::Simulated { sync, .. } => sync(0, bytes_of(&self.words())),
+            Backing::Heap { disk, .. } => {
+                if let Some(disk) = disk.lock().as_mut() {
+                    disk.clear();
+                    disk.extend_from_slice(bytes_of(&self.words()));
+                }
+                Ok(())
             }
         }
+    }
+
+    fn words(&self) -> Vec<u64> {
+        let mut words = vec![0; self.memory.len.load(Ordering::Acquire) / 8];
+        let loaded = self.load(0, &mut words);
+        assert!(loaded, "all of the region, whose length is a multiple of a page");
+        words
     }
 
     /// Loads the words at an 8-aligned offset; false if they are not part of the region (yet).

@@ -117,7 +117,7 @@ pub struct Shard {
     /// Why everything derived was made from the slots at opening, if it was.
     doubt: Option<Doubt>,
     /// While the shard waits for followers to give back what an OS crash took: everything up to here is held.
-    tail: Option<Seq>,
+    tail: Option<regain::Tail>,
 }
 
 impl Shard {

@@ -197,6 +197,8 @@ impl Shard {
         if ending == Ending::OsCrash && self.leads() {
             self.begin_regain();
             if !regains {
+                self.close_regain();
+                self.sync()?;
                 self.end_regain(host, term_id)?;
             }
             return Ok(ending);

@@ -15,31 +15,55 @@ use crate::slot::{Seq, lineage};
 use super::recover::Host;
 use super::{Shard, Term};
 
+/// What a shard waits for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tail {
+    /// Everything up to here is held.
+    held: Seq,
+    /// Nothing is taken back any more.
+    is_closed: bool,
+}
+
 impl Shard {
     pub(super) fn begin_regain(&mut self) {
-        self.tail = Some(self.state.durable_seq);
+        self.tail = Some(Tail { held: self.state.durable_seq, is_closed: false });
     }
 
     /// While the shard waits for its tail: everything up to here is held.
     #[must_use]
     pub fn tail(&self) -> Option<Seq> {
-        self.tail
+        self.tail.map(|tail| tail.held)
+    }
+
+    /// Whether what followers give back may still be applied.
+    #[must_use]
+    pub fn takes_back(&self) -> bool {
+        self.tail.is_some_and(|tail| !tail.is_closed)
     }
 
     /// A follower that holds everything up to `through` has sent all that is newer than what was held.
     pub fn regained(&mut self, through: Seq) {
-        if !is_planted(Bug::RegainedForgotten) {
-            self.tail = self.tail.map(|tail| tail.max(through));
+        if let Some(tail) = &mut self.tail
+            && !is_planted(Bug::RegainedForgotten)
+        {
+            tail.held = tail.held.max(through);
         }
     }
 
-    /// Takes the new term. All that is left, or came back, is made durable first: so it need not be asked
-    /// for again. On an error the shard still waits for its tail, and the process must end: a second sync of
-    /// the same pages would say that all is well.
+    /// Takes nothing back from here on: no slot changes before the new term begins.
+    pub fn close_regain(&mut self) {
+        if let Some(tail) = &mut self.tail {
+            tail.is_closed = true;
+        }
+    }
+
+    /// Takes the new term, once nothing is taken back any more, and after that all that is left, or came back, was
+    /// made durable: so it need not be asked for again. On an error the shard still waits for its tail, and the
+    /// process must end: a second sync of the same pages would say that all is well.
     pub fn end_regain(&mut self, host: Host, term_id: u64) -> io::Result<()> {
-        let Some(tail) = self.tail else { return Ok(()) };
+        let Some(Tail { held: tail, is_closed }) = self.tail else { return Ok(()) };
+        assert!(is_closed, "what comes during a sync may not be durable after it");
         let reserved = Seq(self.state.seq_reserved);
-        self.slots.region.sync()?;
         // A follower may be through to a seq whose slot was changed again, and then lost here.
         self.seq = self.seq.max(tail);
         let through = if is_planted(Bug::RegainedTooHigh) { self.seq } else { tail };

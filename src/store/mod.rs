@@ -220,7 +220,8 @@ pub struct Store {
     regaining: AtomicBool,
     durability: Durability,
     keeper: Option<Keeper>,
-    regain_failed: AtomicBool,
+    /// Whether the new terms could not be made durable. Its lock is held while that is tried.
+    regain_failed: Mutex<bool>,
     /// Writes were stopped since the opening. Its lock keeps who stops them and who begins apart.
     was_stopped: Mutex<bool>,
     _directory_lock: Option<File>,

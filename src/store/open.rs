@@ -265,7 +265,7 @@ impl Store {
             regaining: AtomicBool::new(regaining),
             durability: Durability::None,
             keeper: None,
-            regain_failed: AtomicBool::new(false),
+            regain_failed: Mutex::default(),
             was_stopped: Mutex::default(),
             _directory_lock: lock,
         })

@@ -8,6 +8,7 @@
 use std::io;
 use std::sync::atomic::Ordering;
 
+use crate::planted::{Bug, is_planted};
 use crate::slot::{Records, Seq, ShardIndex, SlotIndex};
 
 use super::directory::shard_file;
@@ -60,7 +61,7 @@ impl Store {
     /// Applies a run of whole records that a follower gives back; `None`: the shard waits for them no longer.
     pub fn give_back(&self, shard: ShardIndex, records: &[u8]) -> Result<Option<GivenBack>, ApplyError> {
         let mut locked = self.applicable(shard, SlotIndex(0))?;
-        if locked.shard.tail().is_none() {
+        if !locked.shard.takes_back() {
             return Ok(None);
         }
         let (mut applied, mut next) = (Applied::default(), SlotIndex(0));
@@ -79,36 +80,45 @@ impl Store {
     }
 
     /// A follower that holds everything up to `through` has sent all that is newer than what was held. False:
-    /// the shard has its new term, and some of that came too late.
+    /// the shard takes nothing back any more, and some of that came too late.
     #[must_use]
     pub fn regained(&self, shard: ShardIndex, through: Seq) -> bool {
         let mut locked = self.exclusive(shard);
-        locked.shard.regained(through);
-        locked.shard.tail().is_some()
+        let takes_back = locked.shard.takes_back();
+        if takes_back {
+            locked.shard.regained(through);
+        }
+        takes_back
     }
 
     /// All that was to be had has come: shards take their new term, durably. The store stays read-only.
     /// After an error it regains for good.
     pub fn end_regain(&self) -> Result<(), RegainError> {
+        // One at a time: a sync that fails is told to one caller, and the other one's would say that all is well.
+        let mut has_failed = self.regain_failed.lock();
         if !self.is_regaining() {
             return Ok(());
         }
-        if self.regain_failed.load(Ordering::Acquire) {
+        if *has_failed {
             return Err(RegainError::Failed);
         }
+        let taken = self.take_terms();
+        *has_failed = taken.is_err();
+        taken
+    }
+
+    fn take_terms(&self) -> Result<(), RegainError> {
         let term_id = self.chance.next();
         for shard in self.shards() {
-            let mut locked = self.exclusive(shard);
-            if let Err(error) = locked.shard.end_regain(self.host, term_id) {
-                self.regain_failed.store(true, Ordering::Release);
-                return Err(RegainError::Sync { shard, error });
-            }
+            self.exclusive(shard).shard.close_regain();
+            // Readers go on meanwhile: a whole file may be dirty.
+            let synced =
+                if is_planted(Bug::RegainedNotSynced) { Ok(()) } else { self.cell(shard).slots.sync() };
+            let taken = synced.and_then(|()| self.exclusive(shard).shard.end_regain(self.host, term_id));
+            taken.map_err(|error| RegainError::Sync { shard, error })?;
         }
         // Before a seq is given out: how far they go is reserved from what is durable.
-        self.sync_log().map_err(|error| {
-            self.regain_failed.store(true, Ordering::Release);
-            RegainError::Log(error)
-        })?;
+        self.sync_log().map_err(RegainError::Log)?;
         self.shards().for_each(|shard| self.exclusive(shard).shard.forget_reserved());
         self.regaining.store(false, Ordering::Release);
         Ok(())
@@ -121,7 +131,6 @@ impl Store {
             self.set_read_only(false);
         }
     }
-}
 
     /// Takes writes again after [`Store::stop_writes`], if `may_write`. Who makes that false, and stops writes after
     /// that, is heeded: the lock lets one of both see what the other has done.
@@ -131,3 +140,4 @@ impl Store {
             self.set_read_only(false);
         }
     }
+}

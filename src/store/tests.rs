@@ -182,7 +182,7 @@ pub(super) fn reopened(region: crate::region::Region, digest: Option<crate::regi
         regaining: AtomicBool::new(false),
         durability: Durability::None,
         keeper: None,
-        regain_failed: AtomicBool::new(false),
+        regain_failed: Mutex::default(),
         was_stopped: Mutex::default(),
         _directory_lock: None,
     }

@@ -82,6 +82,7 @@ planted! {
 #[test]
 fn log_is_called_durable_before_its_sync() {
     assert_found_by(Bug::AckBeforeSync, log::all_lives);
+    new_term_begins_before_a_sync: RegainedNotSynced,
 }
 
 #[test]
