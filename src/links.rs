@@ -21,6 +21,7 @@ pub use self::lag::{ClockOffset, Heads, LagSamples};
 pub use self::notice::{Notice, Notices};
 pub use self::waiting::Wait;
 use crate::clock::Now;
+use crate::planted::{Bug, is_planted};
 use crate::slot::{Seq, ShardIndex};
 
 /// What a link is doing.
@@ -428,7 +429,7 @@ impl Links {
     fn age_ms(&self, cell: &LinkCell, head: Seq, now: Now) -> u64 {
         let applied = Seq(cell.applied_seq.load(Ordering::Relaxed));
         let silence_ms_max = cell.silence_ms_max.load(Ordering::Relaxed);
-        if applied >= head && silence_ms_max == 0 {
+        if applied >= head && (silence_ms_max == 0 || is_planted(Bug::SilenceForgotten)) {
             return 0;
         }
         let offset = cell.clock_offset_ms.load(Ordering::Relaxed);
@@ -438,10 +439,12 @@ impl Links {
             return monotonic_ms(now).max(1);
         };
         let age_ms = now_ms.saturating_sub(at_ms);
-        if cell.is_unrelated.load(Ordering::Relaxed) {
-            return age_ms.max(1);
+        let is_level = applied >= head && !cell.is_unrelated.load(Ordering::Relaxed);
+        match is_level {
+            true if age_ms <= silence_ms_max => 0,
+            // Who is behind is never said not to be, also where nobody knows since when.
+            _ => age_ms.max(1),
         }
-        if applied >= head && age_ms <= silence_ms_max { 0 } else { age_ms }
     }
 }
 

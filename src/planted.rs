@@ -36,10 +36,20 @@ pub enum Bug {
     IndexKeptInRewind,
     /// A scan's position is kept before its batch is applied.
     PositionTooEarly,
+    /// A scan that goes on leaves out the slot where it was cut off.
+    ResumedTooFar,
+    /// A scan that went on in the middle is through without the slots before that.
+    RestForgotten,
     /// A digest is believed whatever its header says.
     StaleDigestBelieved,
     /// A node takes an older epoch than one it has heard of.
     OlderEpochAccepted,
+    /// A leader that has heard of a newer epoch takes writes all the same.
+    SupersededIgnored,
+    /// A leader counts what it has sent as applied.
+    SentCountsAsApplied,
+    /// A follower that hears nothing of its leader any more calls itself fresh.
+    SilenceForgotten,
     /// A follower lets a leader's shard that never held anything empty its own.
     EmptiedStoreAccepted,
     /// A leader that remembers nothing of what a follower shares with it replaces all that the follower holds.
@@ -50,6 +60,8 @@ pub enum Bug {
     RegainedThoughOlder,
     /// After an OS crash a leader says that it shares with followers all that it has.
     RegainedTooHigh,
+    /// A new term begins before what followers gave back is durable.
+    RegainedNotSynced,
     /// The log is cut before the slots that it covers are durable.
     LogCutBeforeSync,
     /// What was appended to the log is called durable before its sync.
@@ -60,8 +72,6 @@ pub enum Bug {
     TornFrameAccepted,
     /// After a failed sync of the log another one is tried.
     RetryAfterFailedSync,
-    /// A new term begins before what followers gave back is durable.
-    RegainedNotSynced,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -368,7 +368,8 @@ impl Attached {
         let cell = &self.shown.cell;
         let received = ack.received.clamp(ack.applied, self.seq_sent);
         let received_before = Seq(cell.received_seq.swap(received.0, Relaxed));
-        cell.applied_seq.store(self.seq_acked.0, Relaxed);
+        let applied = if is_planted(Bug::SentCountsAsApplied) { self.seq_sent } else { self.seq_acked };
+        cell.applied_seq.store(applied.0, Relaxed);
         let durable = ack.durable.min(ack.applied);
         let durable_before = Seq(cell.durable_seq.swap(durable.0, Relaxed));
         cell.last_io_unix_ms.store(env.now.unix_ms, Relaxed);

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crate::clock::Now;
 use crate::links::Links;
+use crate::planted::{Bug, is_planted};
 use crate::ring::Sleeper;
 use crate::slot::{Seq, ShardIndex, SlotError, SlotIndex};
 use crate::store::{ApplyError, Store, Term};
@@ -22,8 +23,8 @@ use crate::wire::message::{
     Ack, FOLLOWER_PAYLOAD_SIZE_MAX, Heartbeat, Hello, MessageError, Refuse, RefuseCode, SHARD_PROBE, VERSION,
     Want, Welcome, regain_payload_size_max,
 };
-use crate::wire::{Outbox, Transport, next_beat};
 use crate::wire::window::AckBytesError;
+use crate::wire::{Outbox, Transport, next_beat};
 
 use super::Options;
 use super::attached::{Attached, Next};
@@ -438,7 +439,9 @@ fn check_epoch(frame: &Frame<'_>, wanted: u64, env: Env<'_>) -> Result<Kind, Lin
 fn supersede(epoch: u64, env: Env<'_>) {
     if env.links.supersede(epoch) {
         tracing::error!(epoch, "a follower has heard of a newer epoch: this leader takes no more writes");
-        env.store.stop_writes();
+        if !is_planted(Bug::SupersededIgnored) {
+            env.store.stop_writes();
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::clock::Now;
 use crate::links::LinkCell;
+use crate::planted::{Bug, is_planted};
 use crate::slot::image::RECORD_HEADER_SIZE;
 use crate::slot::{Geometry, Seq, ShardIndex, SlotIndex};
 use crate::store::{Scan, Store};
@@ -65,12 +66,13 @@ impl ScanSender {
         let ScanRange { since, through, place } = range;
         let mut scan = store.scan(shard, since);
         if let Some(place) = place {
-            scan.next = place.next.min(scan.end);
+            let next = if is_planted(Bug::ResumedTooFar) { SlotIndex(place.next.0 + 1) } else { place.next };
+            scan.next = next.min(scan.end);
         }
         Self {
             shard,
             scan,
-            rest: place,
+            rest: place.filter(|_| !is_planted(Bug::RestForgotten)),
             through,
             slots_total: store.extent(shard).0.into(),
             bytes: 0,

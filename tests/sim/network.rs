@@ -37,6 +37,8 @@ struct Shared {
     /// Deliveries in a hundred that flip a bit.
     noise_percent: usize,
     welcomed: Option<Welcomed>,
+    follower: usize,
+    held: Seq,
 }
 
 /// What a leader's shard was when it took a follower.
@@ -52,7 +54,8 @@ pub(crate) struct Welcomed {
 pub(crate) struct Connection(Rc<RefCell<Shared>>);
 
 impl Connection {
-    pub(crate) fn new(capacity: usize, noise_percent: usize) -> Self {
+    /// A connection of this follower, which holds everything up to `held`.
+    pub(crate) fn new(follower: usize, held: Seq, capacity: usize, noise_percent: usize) -> Self {
         let pipe = || Pipe { bytes: VecDeque::new(), delivered: 0, capacity };
         let shared = Shared {
             to_leader: pipe(),
@@ -60,6 +63,8 @@ impl Connection {
             health: Health::Good,
             noise_percent,
             welcomed: None,
+            follower,
+            held,
         };
         Self(Rc::new(RefCell::new(shared)))
     }
@@ -99,6 +104,22 @@ impl Connection {
     /// What the leader had when it took the follower, if it has.
     pub(crate) fn welcomed(&self) -> Option<Welcomed> {
         self.0.borrow().welcomed.clone()
+    }
+
+    /// The follower at the other end of the leader's.
+    pub(crate) fn follower(&self) -> usize {
+        self.0.borrow().follower
+    }
+
+    /// The follower has everything up to `seq`.
+    pub(crate) fn hold(&self, seq: Seq) {
+        let mut shared = self.0.borrow_mut();
+        shared.held = shared.held.max(seq);
+    }
+
+    /// Up to where the follower ever had everything on this connection.
+    pub(crate) fn held(&self) -> Seq {
+        self.0.borrow().held
     }
 
     /// From now on nothing arrives any more, and nobody is told.

@@ -62,6 +62,8 @@ pub(crate) struct Lane {
     pub(crate) cell: Arc<LinkCell>,
     pub(crate) mirror: Mirror,
     pub(crate) watermark: Seq,
+    /// When its leader's last heartbeat came.
+    pub(crate) heard_at: Option<Duration>,
     /// Up to where it shares its leader's history, when the link began.
     pub(crate) shared: Seq,
 }
@@ -125,12 +127,21 @@ impl Node {
     pub(crate) fn follow(&mut self, leader: usize) {
         self.cut();
         self.store.demote().unwrap();
+        self.links.heads.clear();
+        // As long as no leader has said how often it is heard.
+        let silence_ms_max = u64::try_from(2 * self.options.heartbeat_interval.as_millis()).unwrap();
+        let new_cell = |shard: ShardIndex| {
+            let cell = LinkCell::new(self.options.follower_id, ([127, 0, 0, 1], 2).into(), 0, shard.0);
+            cell.silence_ms_max.store(silence_ms_max, std::sync::atomic::Ordering::Relaxed);
+            cell
+        };
         let lane = |shard| Lane {
             shard,
             end: None,
-            cell: LinkCell::new(self.options.follower_id, ([127, 0, 0, 1], 2).into(), 0, shard.0),
+            cell: new_cell(shard),
             mirror: Mirror::default(),
             watermark: self.store.progress(shard).seq,
+            heard_at: None,
             shared: Seq::ZERO,
         };
         let lanes = self.store.shards().map(lane).collect();
@@ -154,6 +165,7 @@ impl Node {
         take(&mut self.store);
         self.store.set_read_only(false);
         self.links.forget_superseded();
+        self.links.heads.clear();
         let recorder = Recorder::begin(histories, &self.store, before);
         let registry = leader::Registry::new(self.store.geometry().shard_count, 1000, 1000);
         let (sleeper, ends) = (Sleeper::new(|| {}), Vec::new());
@@ -178,6 +190,7 @@ impl Node {
     /// Waits for what followers give back.
     fn regain(&mut self, histories: &mut Histories, whole: Held) {
         self.links.forget_superseded();
+        self.links.heads.clear();
         let wanted = self.store.shards().map(|shard| self.store.tail(shard).unwrap_or(Seq::ZERO)).collect();
         let registry = leader::Registry::new(self.store.geometry().shard_count, 1000, 1000);
         let (sleeper, ends, recorder) = (Sleeper::new(|| {}), Vec::new(), Recorder::default());

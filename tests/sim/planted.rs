@@ -71,18 +71,23 @@ planted! {
     image_that_was_asked_for_is_refused: ForcedImageRefused,
     index_is_kept_in_a_rewind: IndexKeptInRewind,
     scan_position_is_kept_too_early: PositionTooEarly,
+    scan_goes_on_too_far: ResumedTooFar,
+    scan_leaves_out_what_came_before_its_place: RestForgotten,
+    leader_that_was_replaced_takes_writes: SupersededIgnored,
+    what_was_sent_counts_as_applied: SentCountsAsApplied,
+    follower_that_hears_nothing_is_fresh: SilenceForgotten,
     stale_digest_is_believed: StaleDigestBelieved,
     older_epoch_is_accepted: OlderEpochAccepted,
     emptied_store_is_accepted: EmptiedStoreAccepted,
     what_was_given_back_is_forgotten: RegainedForgotten,
     what_is_given_back_is_taken_though_older: RegainedThoughOlder,
     new_term_is_cut_too_high: RegainedTooHigh,
+    new_term_begins_before_a_sync: RegainedNotSynced,
 }
 
 #[test]
 fn log_is_called_durable_before_its_sync() {
     assert_found_by(Bug::AckBeforeSync, log::all_lives);
-    new_term_begins_before_a_sync: RegainedNotSynced,
 }
 
 #[test]

@@ -5,7 +5,9 @@
 //! lets one node lead all others, and asserts that everything converges. Invariants are checked along the
 //! way, after every receive of a follower.
 
+mod claims;
 mod faults;
+mod holding;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -14,8 +16,7 @@ use std::time::Duration;
 use slotstream::chance::Chance;
 use slotstream::clock::{Clock, ManualClock};
 use slotstream::links::Phase;
-use slotstream::slot::lineage;
-use slotstream::store::{Options as StoreOptions, Term, WriteError};
+use slotstream::store::{Options as StoreOptions, WriteError};
 use slotstream::wire::RefuseCode;
 use slotstream::{Seq, ShardIndex, Store, follower, leader};
 use uuid::Uuid;
@@ -25,6 +26,7 @@ use crate::network::{Connection, Welcomed};
 use crate::nodes::{Dropped, Node, Role};
 use crate::random::Random;
 use crate::scenario::{Scenario, SeededChance, Tally};
+use holding::Holding;
 
 const ROUNDS_TO_CONVERGE_MAX: usize = 3_000;
 
@@ -36,36 +38,6 @@ struct Backup {
     held: Held,
     dropped: Dropped,
     epochs: Vec<u64>,
-}
-
-/// What a follower holds of a shard that its leader may have, and the epoch that it is in.
-struct Holding {
-    head: Seq,
-    records: u64,
-    epoch: u64,
-    lineage: Vec<Term>,
-}
-
-impl Holding {
-    fn of(store: &Store, shard: ShardIndex) -> Self {
-        Self {
-            head: store.head_shared(shard),
-            records: store.extent(shard).1,
-            epoch: store.epoch_seen(shard),
-            lineage: store.lineage(shard),
-        }
-    }
-
-    /// Whether this leader came back as one that has lived through nothing of it, and was not promoted.
-    fn is_emptied(&self, leader: &Welcomed) -> bool {
-        let is_lost = || {
-            let last = self.lineage.last().unwrap();
-            leader.head < self.head || !lineage::knows(&leader.lineage, last)
-        };
-        let shared = lineage::fork(&leader.lineage, leader.head, &self.lineage, self.head);
-        let is_held = self.head > Seq::ZERO && self.records > 0;
-        is_held && leader.epoch == self.epoch && shared == Some(Seq::ZERO) && is_lost()
-    }
 }
 
 pub(crate) struct World {
@@ -226,6 +198,8 @@ impl World {
             let value = [self.value.to_le_bytes(); 5].concat();
             let value = &value[..value_len];
             let Node { store, role, links, clock, .. } = &mut self.nodes[node];
+            let heads = |store: &Store| store.shards().map(|shard| store.head(shard).0).sum::<u64>();
+            let heads_before = heads(store);
             let result = match self.random.below(10) {
                 0..6 => store.put(key, value).map(|_| ()),
                 6 => {
@@ -248,6 +222,11 @@ impl World {
                 Err(WriteError::Full { .. }) => {}
                 Err(error) => panic!("write: {error}"),
             }
+            let has_written = heads(store) > heads_before;
+            assert!(
+                !has_written || links.superseded_by_epoch().is_none(),
+                "a leader that was replaced writes"
+            );
             if let Role::Leader(leading) = role {
                 leading.recorder.record(&mut self.histories, store);
             }
@@ -261,7 +240,8 @@ impl World {
             return;
         }
         let noise_percent = if self.is_calm { 0 } else { self.scenario.noise_percent };
-        let connection = Connection::new(self.scenario.network_bytes, noise_percent);
+        let held = self.nodes[node].store.progress(shard).seq;
+        let connection = Connection::new(node, held, self.scenario.network_bytes, noise_percent);
         let shared = self.histories.shared(&self.nodes[node].store, &self.nodes[target].store, shard);
         let leader_now = self.nodes[target].now();
         let Some(leading) = self.nodes[target].leading() else { return };
@@ -316,6 +296,7 @@ impl World {
             }
         }
         self.pass_regaining();
+        self.assert_lags();
     }
 
     /// One follower's lane goes on for a while, with nothing else between.
@@ -487,6 +468,7 @@ impl World {
             };
             assert!(is_fair, "leader {node}: {error}");
         }
+        self.assert_counts(node);
     }
 
     fn follower_turn(&mut self, number: usize, lane: usize) {
@@ -503,9 +485,14 @@ impl World {
         let Some((link, connection)) = &mut lane.end else { return };
         let env = follower::Env { store, options, links, now };
         let applied_before = links.totals.records_applied.load(Relaxed);
+        let heard_before = links.totals.heartbeats_received.load(Relaxed);
         let received = link.receive(&mut connection.end(false, &mut self.random), env).map(|_| ());
         let result = received.and_then(|()| link.send(&mut connection.end(false, &mut self.random), env));
         let (watermark, is_streaming) = (link.watermark(), link.is_streaming());
+        connection.hold(watermark);
+        if links.totals.heartbeats_received.load(Relaxed) > heard_before {
+            lane.heard_at = Some(now.monotonic);
+        }
         let is_emptied = connection.welcomed().is_some_and(|leader| held.is_emptied(&leader));
         if let Err(error) = &result {
             let is_fair = match error {
