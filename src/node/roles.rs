@@ -209,8 +209,14 @@ impl Roles {
         Ok(Ok("OK".to_owned()))
     }
 
-    /// A leader that has met its successor, and takes no writes since, leads again in an epoch of its own.
+    /// A leader that has met its successor, and takes no writes since, leads again in an epoch of its own. One that
+    /// waits for what a crash took waits no longer.
     fn lead_again(&mut self) -> anyhow::Result<Result<String, String>> {
+        if self.parts.store.is_regaining() {
+            tracing::warn!("told to lead with what has come back so far: what is missing is lost");
+            self.parts.store.end_regain().context("this node cannot lead")?;
+            self.parts.store.begin_writes();
+        }
         if let Some(epoch) = self.parts.links.superseded_by_epoch() {
             // Its links are of the epoch that ends here.
             self.stop_role();

@@ -22,6 +22,7 @@ mod levels;
 mod load;
 mod network;
 mod regain;
+mod regain_broken;
 mod resp_clients;
 mod resp_commands;
 mod resp_differential;

@@ -1,6 +1,7 @@
 //! A leader whose machine lost power gets its last writes back from its follower before it takes new ones.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use crate::harness::{
@@ -12,7 +13,7 @@ use crate::roles_at_run_time::{SIZES, set};
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Makes the headers of a directory's shards those of a machine that has started again since.
-fn forget_boot(directory: &Path) {
+pub(crate) fn forget_boot(directory: &Path) {
     for entry in std::fs::read_dir(directory.join("shards")).expect("lists") {
         let path = entry.expect("lists").path();
         if path.extension().is_none_or(|extension| extension != "slots") {
@@ -34,7 +35,7 @@ fn forget_boot(directory: &Path) {
 fn what_a_power_cut_took_comes_back_from_the_follower() {
     let root = tempfile::tempdir().expect("temp dir");
     let [a, b, older] = ["a", "b", "older"].map(|name| root.path().join(name));
-    let mut leader = Node::leader(&a, &[SIZES, &["--recover-from-followers", "20s"]].concat());
+    let mut leader = Node::leader(&a, &[SIZES, &["--recover-from-followers", "60m"]].concat());
     let mut follower = Node::follower(&b, &leader, &[]);
     set(&leader, 0..500, "old");
     wait_in_sync(&leader, &follower);
@@ -47,8 +48,7 @@ fn what_a_power_cut_took_comes_back_from_the_follower() {
     copy_directory(&older, &a);
     forget_boot(&a);
     leader.restart();
-    let regaining = || leader.metric("slotstream_regaining") != 0.0;
-    wait_until("the leader takes writes", DEADLINE, || !regaining() && leader.get("/readyz").0 == 200);
+    end_regain(&leader, 2);
     assert!(leader.metric("slotstream_slots_regained_total") >= 751.0, "{}", leader.log());
     for (key, value) in [("key-10", "old"), ("key-250", "new"), ("key-999", "new")] {
         assert_eq!(leader.client().call(&["GET", key]).text(), value);
@@ -60,6 +60,35 @@ fn what_a_power_cut_took_comes_back_from_the_follower() {
     assert!(follower.terminate().0.success());
     assert!(leader.terminate().0.success());
     assert_equal(&a, &b);
+}
+
+/// Ends the wait by hand once all shards have got back what a follower has.
+#[track_caller]
+pub(crate) fn end_regain(leader: &Node, shards: usize) {
+    let has_all = || leader.log().matches("\"given back\"").count() == shards;
+    wait_until("all has come back", PATIENCE, has_all);
+    assert_eq!(leader.metric("slotstream_regaining"), 1.0, "it waits for others");
+    assert_eq!(leader.client().call(&["REPLICAOF", "NO", "ONE"]).text(), "OK");
+    assert_eq!(leader.metric("slotstream_regaining"), 0.0);
+    wait_until("the leader is ready", PATIENCE, || leader.get("/readyz").0 == 200);
+}
+
+/// A leader on `directory` whose first sync of a shard's file fails; `None` where nothing may be traced.
+pub(crate) fn with_failing_sync(directory: &Path, arguments: &[&str], ports_file: &Path) -> Option<Command> {
+    let probe = Command::new("strace").args(["-e", "trace=none", "true"]).output();
+    if !probe.is_ok_and(|probe| probe.status.success()) {
+        eprintln!("SKIPPED: no strace here that may trace");
+        return None;
+    }
+    let mut leader = command(&["leader"]);
+    leader.args(arguments).args(ANY_PORTS).arg("--data-dir").arg(directory);
+    leader.arg("--ports-file").arg(ports_file);
+    let mut traced = Command::new("strace");
+    traced.args(["-f", "-qq", "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=1"]);
+    traced.arg("-P").arg(directory.join("shards").join("0000.slots"));
+    traced.arg("-o").arg(ports_file.with_extension("trace"));
+    traced.arg(leader.get_program()).args(leader.get_args());
+    Some(traced)
 }
 
 /// A store whose machine has started again since; with some records.
@@ -97,16 +126,10 @@ fn a_failed_sync_at_the_end_of_the_wait_ends_the_process() {
     let root = tempfile::tempdir().expect("temp dir");
     let directory = root.path().join("a");
     crashed(&directory);
-    let mut arguments = command(&["leader", "--recover-from-followers", "1s"]);
-    arguments.args(SIZES).args(ANY_PORTS).arg("--data-dir").arg(&directory);
-    let mut traced = std::process::Command::new("strace");
-    traced.args(["-f", "-qq", "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=1", "-o"]);
-    traced.arg(root.path().join("trace")).arg(arguments.get_program()).args(arguments.get_args());
-    let probe = std::process::Command::new("strace").args(["-e", "trace=none", "true"]).output();
-    if !probe.is_ok_and(|probe| probe.status.success()) {
-        eprintln!("SKIPPED: no strace here that may trace");
+    let arguments = [SIZES, &["--recover-from-followers", "1s"]].concat();
+    let Some(mut traced) = with_failing_sync(&directory, &arguments, &root.path().join("ports")) else {
         return;
-    }
+    };
     let output = run_command(&mut traced, PATIENCE);
     let log = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{log}");

@@ -4,7 +4,7 @@
 //! that no rule of a kernel makes, in a relay (`relay_`).
 
 mod netns;
-mod relay;
+pub(crate) mod relay;
 mod stage;
 
 use std::net::Ipv4Addr;

@@ -41,6 +41,8 @@ pub(crate) enum Which {
     ScanDone,
     /// Leader -> follower: all that is behind ScanDone.
     BehindScanDone,
+    /// Follower -> leader: batches that are given back from the one with this number on, and all behind them.
+    LentBatch(u64),
 }
 
 /// How a connection ends.
@@ -361,10 +363,7 @@ impl Pump {
             gate.scan_batches += u64::from(is_scan);
             (if is_scan { &seen.scan_batches } else { &seen.stream_batches }).fetch_add(1, Relaxed);
         }
-        if self.way == Way::Up {
-            return;
-        }
-        if self.shared.rules().sweep && gate.frames_behind_done > Some(3) {
+        if self.way == Way::Down && self.shared.rules().sweep && gate.frames_behind_done > Some(3) {
             // Orderly, so that what was sent arrives.
             self.connection.end(Cut::Fin);
         }
@@ -372,11 +371,12 @@ impl Pump {
         loop {
             let holds = self.state() == OPEN
                 && !self.shared.is_over.load(Relaxed)
-                && match self.shared.rules().hold {
-                    Some(Which::ScanBatch(number)) => gate.scan_batches >= number,
-                    Some(Which::ScanDone) => frame.is(Kind::ScanDone),
-                    Some(Which::BehindScanDone) => is_behind_done,
-                    Some(Which::Acks) | None => false,
+                && match (self.way, self.shared.rules().hold) {
+                    (Way::Down, Some(Which::ScanBatch(number)))
+                    | (Way::Up, Some(Which::LentBatch(number))) => gate.scan_batches >= number,
+                    (Way::Down, Some(Which::ScanDone)) => frame.is(Kind::ScanDone),
+                    (Way::Down, Some(Which::BehindScanDone)) => is_behind_done,
+                    _ => false,
                 };
             if holds != is_held {
                 let change = if holds { 1 } else { u64::MAX };
