@@ -94,6 +94,8 @@ metrics! {
     WAL_SYNCS_TOTAL = Counter "wal_syncs_total", "Times the write-ahead log was made durable.";
     WAL_CHECKPOINTS_TOTAL = Counter "wal_checkpoints_total", "Times all slots were made durable and the log was cut.";
     WAL_STALLS_TOTAL = Counter "wal_stalls_total", "Times writes waited because the log was full.";
+    WAL_WRITES_HELD_TOTAL = Counter "wal_writes_held_total", "Times writes were held back for a moment because the log was filling.";
+    CHECKPOINT_BYTES_TOTAL = Counter "checkpoint_bytes_total", "Bytes of slots that checkpoints wrote back at their rate.";
     WAL_SEGMENTS = Gauge "wal_segments", "Files that hold what slots may lack.";
     WAL_SEGMENTS_MAX = Gauge "wal_segments_max", "Files that the log may have.";
     WAL_TAKES_CHANGES = Gauge "wal_takes_changes", "1 while the log takes changes; 0 without space, and after it has failed.";

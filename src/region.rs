@@ -16,6 +16,7 @@ mod tests;
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -357,6 +358,35 @@ pub struct Window {
 }
 
 impl Window {
+    /// Bytes that may be touched.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.memory.len.load(Ordering::Acquire)
+    }
+
+    /// Bytes of a part of a file that were written and are not on their way to the disk; all of the part where the
+    /// system (Linux before 6.5) does not say. None of what is no file.
+    pub fn dirty_bytes(&self, offset: usize, len: usize) -> u64 {
+        let Backing::File { file, .. } = &self.memory.backing else { return 0 };
+        let range = [offset as u64, len as u64];
+        let mut pages = PageCounts::default();
+        // SAFETY: cachestat reads two numbers and writes five; nobody else has them.
+        let result =
+            unsafe { libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), range.as_ptr(), &raw mut pages, 0) };
+        if result == 0 { pages.dirty * rustix::param::page_size() as u64 } else { len as u64 }
+    }
+
+    /// Begins to write back a part of a file, and does not wait for it: what became of it a [`Window::sync`] says.
+    pub fn write_back(&self, offset: usize, len: usize) -> io::Result<()> {
+        let Backing::File { file, .. } = &self.memory.backing else { return Ok(()) };
+        let offset = offset.try_into().map_err(io::Error::other)?;
+        let len = len.try_into().map_err(io::Error::other)?;
+        // SAFETY: it takes nothing but numbers.
+        let result =
+            unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     /// Makes what was written until now durable, while the owner goes on.
     pub fn sync(&self) -> io::Result<()> {
         match &self.memory.backing {
@@ -433,6 +463,20 @@ impl Window {
     pub fn prefetch(&self, offset: usize) {
         prefetch(self.memory.base.as_ptr().addr().wrapping_add(offset));
     }
+}
+
+/// The same on all machines but Alpha, where it is another call's and fails.
+const SYS_CACHESTAT: libc::c_long = 451;
+
+/// What cachestat tells of a range.
+#[derive(Default)]
+#[repr(C)]
+struct PageCounts {
+    _cached: u64,
+    dirty: u64,
+    _in_write_back: u64,
+    _evicted: u64,
+    _recently_evicted: u64,
 }
 
 /// Words as the bytes that they were loaded from.

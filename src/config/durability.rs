@@ -38,6 +38,9 @@ pub struct Durability {
     /// What the write-ahead log may take on the disk; writes wait where it is full
     #[arg(long, env = "SLOTSTREAM_WAL_SIZE_MAX", value_name = "SIZE", default_value = "1GiB", value_parser = units::parse_size)]
     pub wal_size_max: usize,
+    /// What checkpoints may write in a second, for slots to be durable without the log; more where the log is filling, and writes are slowed in its last quarter; 0 = all at once
+    #[arg(long, env = "SLOTSTREAM_CHECKPOINT_RATE", value_name = "SIZE", default_value = "64MiB", value_parser = units::parse_size)]
+    pub checkpoint_rate: usize,
     /// Size of one of the log's files
     #[arg(long, env = "SLOTSTREAM_WAL_SEGMENT_SIZE", value_name = "SIZE", default_value = "16MiB", value_parser = units::parse_size)]
     pub wal_segment_size: usize,

@@ -32,6 +32,17 @@ pub(super) fn start(
     Ok(vec![spawn("wal", stop, writer)?, spawn("checkpoint", stop, cutter)?])
 }
 
+/// Lets checkpoints take their time, until the node is told to stop.
+pub(super) fn pace(store: &Arc<Store>, bytes_per_second: u64, stop: &Stop) {
+    store.pace_checkpoints(bytes_per_second);
+    let store = Arc::downgrade(store);
+    stop.on_stop(move || {
+        if let Some(store) = store.upgrade() {
+            store.pace_checkpoints(0);
+        }
+    });
+}
+
 /// Waits for one of them to end.
 pub(super) fn join(thread: JoinHandle<()>) {
     if thread.join().is_err() {
@@ -78,13 +89,23 @@ struct Writer {
     durable: Vec<Seq>,
     said: Option<Instant>,
     stalls: u64,
+    writes_held: u64,
 }
 
 impl Writer {
     fn new(store: &Arc<Store>, links: &Arc<Links>, interval: Duration) -> Self {
         let durable = store.shards().map(|shard| store.durable(shard)).collect();
         let (store, links) = (Arc::clone(store), Arc::clone(links));
-        Self { store, links, interval, synced: Instant::now(), durable, said: None, stalls: 0 }
+        Self {
+            store,
+            links,
+            interval,
+            synced: Instant::now(),
+            durable,
+            said: None,
+            stalls: 0,
+            writes_held: 0,
+        }
     }
 
     /// Wakes who waits for something to be durable here.
@@ -96,12 +117,17 @@ impl Writer {
     }
 
     fn say_stalls(&mut self) {
-        let stalls = self.store.log_stats().map_or(0, |log| log.stalls);
+        let (stalls, held) = self.store.log_stats().map_or((0, 0), |log| (log.stalls, log.writes_held));
         let is_due = self.said.is_none_or(|said| said.elapsed() >= SAY_INTERVAL);
-        if stalls > self.stalls && is_due {
+        if (stalls > self.stalls || held > self.writes_held) && is_due {
             self.said = Some(Instant::now());
+            let held = held - std::mem::replace(&mut self.writes_held, held);
             let times = stalls - std::mem::replace(&mut self.stalls, stalls);
-            tracing::warn!(times, "the log was full: writes waited for a checkpoint; see --wal-size-max");
+            if times > 0 {
+                tracing::warn!(times, "the log was full: writes waited for a checkpoint; see --wal-size-max");
+            } else {
+                tracing::warn!(times = held, "the log is filling: writes are slowed; see --wal-size-max");
+            }
         }
     }
 }

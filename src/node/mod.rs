@@ -280,6 +280,7 @@ impl Base {
     ) -> anyhow::Result<()> {
         let store = Arc::new(store);
         let keepers = durability::start(&store, &self.links, &self.stop)?;
+        durability::pace(&store, common.durability.checkpoint_rate as u64, &self.stop);
         let parts = self.parts(common, lead, &store, &shards)?;
         let node = Arc::clone(&parts.node);
         let running = match role {

@@ -9,7 +9,7 @@
 //! change is refused, and nothing more is called durable.
 //!
 //! A checkpoint: the position P; from there on first what each shard is beside its slots; a sync of the log; a
-//! sync of every shard; then the log is cut at P. So a replay begins with what each shard was.
+//! sync of every shard (see [`super::pace`]); then the log is cut at P. So a replay begins with what each shard was.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::pace::{Fill, Pace};
 use super::{Cell, Store, WriteError};
 use crate::planted::{Bug, is_planted};
 use crate::shard::replay::{Logged, SEQ_WINDOW};
@@ -127,6 +128,8 @@ struct Work {
     reached: Vec<(Seq, bool)>,
     /// Appended since the last checkpoint.
     is_worth_a_cut: bool,
+    /// What each shard's buffer takes from now on.
+    buffer_limit: usize,
 }
 
 /// What the log is doing.
@@ -159,6 +162,10 @@ pub struct LogStats {
     pub checkpoints: u64,
     /// Times a write waited for a checkpoint.
     pub stalls: u64,
+    /// Times a writer was held back for a moment because the log was filling.
+    pub writes_held: u64,
+    /// Bytes of slots that checkpoints wrote back, but for those that their last syncs found.
+    pub checkpoint_bytes: u64,
 }
 
 /// A store's log, and how far it is.
@@ -174,12 +181,16 @@ pub(super) struct Keeper {
     syncs: AtomicU64,
     checkpoints: AtomicU64,
     stalls: AtomicU64,
+    pace: Pace,
+    /// What a shard's buffer takes while there is no hurry.
+    buffer_limit: usize,
 }
 
 impl Keeper {
     /// Begins with a log that holds nothing yet: it is told what each shard is, and that is durable.
     pub(super) fn begin(log: Log, cells: &[Cell]) -> Result<Self, LogError> {
         let (_, segments_max) = log.fill();
+        let buffer_limit = (BUFFERS_TOTAL / cells.len()).clamp(BUFFER_MIN, BUFFER_MAX);
         let work = Work {
             log,
             queue: VecDeque::new(),
@@ -187,6 +198,7 @@ impl Keeper {
             said: vec![None; cells.len()],
             reached: vec![(Seq::ZERO, false); cells.len()],
             is_worth_a_cut: false,
+            buffer_limit,
         };
         let keeper = Self {
             work: Mutex::new(work),
@@ -199,11 +211,12 @@ impl Keeper {
             syncs: AtomicU64::new(0),
             checkpoints: AtomicU64::new(0),
             stalls: AtomicU64::new(0),
+            pace: Pace::default(),
+            buffer_limit,
         };
-        let limit = (BUFFERS_TOTAL / cells.len()).clamp(BUFFER_MIN, BUFFER_MAX);
         for cell in cells {
             let mut locked = cell.lock.write();
-            locked.log = Buffer { is_on: true, limit, bytes: Vec::new(), kinds: Vec::new() };
+            locked.log = Buffer { is_on: true, limit: buffer_limit, bytes: Vec::new(), kinds: Vec::new() };
         }
         {
             let work = &mut *keeper.work.lock();
@@ -216,6 +229,10 @@ impl Keeper {
             cell.lock.write().shard.forget_reserved();
         }
         Ok(keeper)
+    }
+
+    fn fill(&self) -> Fill {
+        Fill { segments: self.segments.load(Ordering::Relaxed), segments_max: self.segments_max }
     }
 
     fn state(&self) -> LogState {
@@ -257,6 +274,7 @@ impl Keeper {
     fn step(&self, cells: &[Cell], wants_sync: bool) -> Result<(), LogError> {
         let work = &mut *self.work.lock();
         work.append_queue(self)?;
+        work.buffer_limit = self.pace.buffer(self.fill(), self.buffer_limit);
         work.take_all(cells);
         work.append_queue(self)?;
         work.log.write()?;
@@ -315,7 +333,8 @@ impl Keeper {
         };
         if !is_planted(Bug::LogCutBeforeSync) {
             for (shard, cell) in store.shards().zip(&*store.cells) {
-                cell.slots.sync().map_err(|error| SyncError::Shard { shard, error })?;
+                let synced = self.pace.sync(&cell.slots, || self.fill());
+                synced.map_err(|error| SyncError::Shard { shard, error })?;
             }
         }
         let mut work = self.work.lock();
@@ -359,6 +378,7 @@ impl Work {
             .as_ref()
             .is_some_and(|said| said.progress == progress && said.lineage == locked.shard.lineage());
         let bytes = std::mem::replace(&mut locked.log.bytes, spare);
+        locked.log.limit = self.buffer_limit;
         // With records, too: what is durable of a shard is what was last said of it.
         let state = (!is_said || !bytes.is_empty()).then(|| locked.shard.logged());
         Taken {
@@ -451,6 +471,14 @@ impl Store {
         self.keeper.as_ref().map_or(Ok(()), |keeper| keeper.checkpoint(self))
     }
 
+    /// Lets checkpoints write so many bytes a second while the log is not filling, and holds writers back before it
+    /// is full; 0 = neither, as at first. One that is under way hears of it, too.
+    pub fn pace_checkpoints(&self, bytes_per_second: u64) {
+        if let Some(keeper) = &self.keeper {
+            keeper.pace.set(bytes_per_second);
+        }
+    }
+
     /// Whether a checkpoint is worth its while: the log is half full, or `is_due` and not empty.
     #[must_use]
     pub fn wants_checkpoint(&self, is_due: bool) -> bool {
@@ -473,6 +501,7 @@ impl Store {
     pub fn log_stats(&self) -> Option<LogStats> {
         let keeper = self.keeper.as_ref()?;
         let read = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        let (checkpoint_bytes, writes_held) = keeper.pace.figures();
         Some(LogStats {
             state: keeper.state(),
             segments: keeper.segments.load(Ordering::Relaxed),
@@ -481,6 +510,8 @@ impl Store {
             syncs: read(&keeper.syncs),
             checkpoints: read(&keeper.checkpoints),
             stalls: read(&keeper.stalls),
+            writes_held,
+            checkpoint_bytes,
         })
     }
 
@@ -491,6 +522,9 @@ impl Store {
             // Not every refused write is to try: the one who drives the log does.
             let error = "no space for the log".to_owned();
             return Err(WriteError::Full { shard, error });
+        }
+        if let Some(keeper) = &self.keeper {
+            keeper.pace.hold(keeper.fill());
         }
         self.write_log().map_err(|error| match error.is_full() {
             true => WriteError::Full { shard, error: error.to_string() },

@@ -18,6 +18,7 @@ pub mod log;
 mod memory;
 pub mod open;
 mod open_log;
+mod pace;
 pub mod position;
 pub mod records;
 mod recovery;
