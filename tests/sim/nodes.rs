@@ -66,6 +66,8 @@ pub(crate) struct Lane {
     pub(crate) heard_at: Option<Duration>,
     /// Up to where it shares its leader's history, when the link began.
     pub(crate) shared: Seq,
+    /// The next link gives up what is held.
+    pub(crate) is_given_up: bool,
 }
 
 impl Node {
@@ -143,6 +145,7 @@ impl Node {
             watermark: self.store.progress(shard).seq,
             heard_at: None,
             shared: Seq::ZERO,
+            is_given_up: false,
         };
         let lanes = self.store.shards().map(lane).collect();
         self.role = Role::Follower { leader, lanes };

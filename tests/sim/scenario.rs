@@ -87,6 +87,8 @@ pub(crate) struct Tally {
     pub(crate) scans_resumed: u64,
     pub(crate) power_cuts: u64,
     pub(crate) slots_regained: u64,
+    /// Shards that were given up to a leader that did not remember them.
+    pub(crate) given_up: u64,
 }
 
 impl Tally {
@@ -102,6 +104,7 @@ impl Tally {
         self.scans_resumed += other.scans_resumed;
         self.power_cuts += other.power_cuts;
         self.slots_regained += other.slots_regained;
+        self.given_up += other.given_up;
     }
 }
 

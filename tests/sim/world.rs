@@ -49,6 +49,8 @@ pub(crate) struct World {
     is_traced: bool,
     /// Load and faults have stopped.
     is_calm: bool,
+    /// A leader has forgotten what it was.
+    is_long_lived: bool,
     value: u64,
     connects: u64,
     /// Links begun with nothing held, or nothing shared: how many full scans are fair.
@@ -88,6 +90,7 @@ impl World {
             backup: None,
             is_traced,
             is_calm: false,
+            is_long_lived: false,
             value: 0,
             connects: 0,
             empty_hellos: 0,
@@ -190,6 +193,10 @@ impl World {
 
     fn write(&mut self) {
         let node = self.a_leader();
+        self.write_to(node);
+    }
+
+    fn write_to(&mut self, node: usize) {
         for _ in 0..self.random.between(1, 8) {
             let key = self.random.below(self.scenario.key_count) as u64;
             let key = &key_bytes(key);
@@ -239,10 +246,14 @@ impl World {
         if lanes[lane].end.is_some() || target == node {
             return;
         }
+        let is_given_up = lanes[lane].is_given_up;
         let noise_percent = if self.is_calm { 0 } else { self.scenario.noise_percent };
         let held = self.nodes[node].store.progress(shard).seq;
         let connection = Connection::new(node, held, self.scenario.network_bytes, noise_percent);
-        let shared = self.histories.shared(&self.nodes[node].store, &self.nodes[target].store, shard);
+        let shared = match is_given_up {
+            true => Seq::ZERO,
+            false => self.histories.shared(&self.nodes[node].store, &self.nodes[target].store, shard),
+        };
         let leader_now = self.nodes[target].now();
         let Some(leading) = self.nodes[target].leading() else { return };
         let Some(seat) = leading.registry.pending_seat() else { return };
@@ -255,7 +266,8 @@ impl World {
         let Role::Follower { lanes, .. } = role else { return };
         self.empty_hellos += u64::from(store.progress(shard).seq.min(shared) == Seq::ZERO);
         let env = follower::Env { store, options, links, now };
-        let link = follower::Link::new(shard, Arc::clone(&lanes[lane].cell), env);
+        let begin = if is_given_up { follower::Link::giving_up } else { follower::Link::new };
+        let link = begin(shard, Arc::clone(&lanes[lane].cell), env);
         (lanes[lane].end, lanes[lane].shared) = (Some((link, connection)), shared);
     }
 
@@ -346,7 +358,7 @@ impl World {
     // ---- roles
 
     fn change_roles(&mut self, step: usize) {
-        match self.random.below(8) {
+        match self.random.below(9) {
             0..3 => {
                 let node = self.random.below(self.nodes.len());
                 if !self.nodes[node].is_leader() && self.nodes[node].store.check_promote().is_ok() {
@@ -387,36 +399,9 @@ impl World {
                     epochs: node.epochs.clone(),
                 });
             }
-            _ => self.restore(step),
+            7 => self.restore(step),
+            _ => self.live_long(step),
         }
-    }
-
-    /// A node starts again with an older copy of its directory.
-    fn restore(&mut self, step: usize) {
-        let Some(backup) = &self.backup else { return };
-        let node = &mut self.nodes[backup.node];
-        if node.is_leader() != backup.is_leader {
-            return;
-        }
-        let copy = backup.store.copy_in_memory().expect("a copy");
-        node.cut();
-        (node.dropped, node.epochs) = (backup.dropped.clone(), backup.epochs.clone());
-        let leader = match node.role {
-            Role::Leader(_) => None,
-            Role::Follower { leader, .. } => Some(leader),
-        };
-        match leader {
-            None => {
-                node.lead_from(&mut self.histories, backup.held.clone(), |store| *store = copy);
-            }
-            Some(leader) => {
-                node.store = copy;
-                node.follow(leader);
-            }
-        }
-        let number = backup.node;
-        self.tally.restored += 1;
-        self.trace(|| format!("{step}: restore node {number} from its copy"));
     }
 
     // ---- turns
@@ -456,13 +441,15 @@ impl World {
             assert_eq!(Some(since), link.seq_sent(), "a scan begins at the last seq sent in order");
         }
         if let Err(error) = result {
-            leading.ends.remove(at).1.cut();
+            let (_, connection) = leading.ends.remove(at);
+            if self.is_calm && matches!(error, leader::LinkError::Refused(_)) {
+                // A close in order loses nothing.
+                connection.deliver(random, true);
+            }
+            connection.cut();
             self.trace(|| format!("leader {node}: {error}"));
             let is_fair = match &error {
-                leader::LinkError::Refused(refuse) => {
-                    let code = refuse.code;
-                    matches!(code, RefuseCode::OldEpoch | RefuseCode::NotLeader | RefuseCode::Regaining)
-                }
+                leader::LinkError::Refused(refuse) => is_fair_refusal(refuse.code, self.is_long_lived),
                 leader::LinkError::Slot { .. } => false,
                 error => is_noisy || !error.is_protocol(),
             };
@@ -494,12 +481,10 @@ impl World {
             lane.heard_at = Some(now.monotonic);
         }
         let is_emptied = connection.welcomed().is_some_and(|leader| held.is_emptied(&leader));
+        let mut is_given_up = false;
         if let Err(error) = &result {
             let is_fair = match error {
-                follower::LinkError::Refused(refuse) => {
-                    let code = refuse.code;
-                    matches!(code, RefuseCode::OldEpoch | RefuseCode::NotLeader | RefuseCode::Regaining)
-                }
+                follower::LinkError::Refused(refuse) => is_fair_refusal(refuse.code, self.is_long_lived),
                 follower::LinkError::OldEpoch { .. } => true,
                 follower::LinkError::EmptiedStore { .. } => is_emptied,
                 error => !error.is_refusal() && (is_noisy || !error.is_protocol()),
@@ -507,6 +492,11 @@ impl World {
             assert!(is_fair, "{name}: shard {shard}: {error}");
             connection.cut();
             lane.end = None;
+            is_given_up = follower::is_given_up(error, env);
+            lane.is_given_up = is_given_up;
+            if error.is_unrelated() && self.is_calm && self.is_long_lived {
+                options.accept_store = Some(store.store_id());
+            }
         }
         let progress = store.progress(shard);
         assert_eq!(progress.seq, watermark, "{name}: the store keeps the link's watermark");
@@ -526,9 +516,10 @@ impl World {
             lane.mirror.assert_prefix(&self.histories, store, shard, watermark, name);
         }
         node.assert_epochs_rise();
-        if is_greeted && is_emptied {
+        if is_greeted && is_emptied && node.options.accept_store.is_none() {
             assert_eq!(node.noted_fork(shard), noted_before, "{}: shard {shard} is emptied", node.name);
         }
+        self.tally.given_up += u64::from(is_given_up);
         if is_greeted && let Some(fork) = node.noted_fork(shard).filter(|fork| Some(*fork) != noted_before) {
             self.note_dropped(number, shard, fork, noted_before.unwrap_or(Seq::MAX), &before);
         }
@@ -667,6 +658,14 @@ impl World {
         assert!(scans <= self.connects, "{scans} scans begun by {} connections", self.connects);
         let empty_hellos = self.empty_hellos;
         assert!(full_scans <= empty_hellos, "{full_scans} full scans for {empty_hellos} empty followers");
+    }
+}
+
+fn is_fair_refusal(code: RefuseCode, is_long_lived: bool) -> bool {
+    match code {
+        RefuseCode::OldEpoch | RefuseCode::NotLeader | RefuseCode::Regaining => true,
+        RefuseCode::Forgotten | RefuseCode::FollowerAhead => is_long_lived,
+        _ => false,
     }
 }
 

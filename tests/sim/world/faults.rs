@@ -1,11 +1,14 @@
 //! What goes wrong: connections that end or hang, restarts, and power cuts of leaders, with what is lost
 //! in them, who gives it back, and what the new term must hold.
 
+use slotstream::slot::lineage;
 use slotstream::{Seq, ShardIndex, leader};
 
 use super::World;
 use crate::nodes::{Node, Role};
 
+/// Terms that a lineage holds.
+const TERMS_REMEMBERED: usize = 128;
 /// A narrow connection takes many rounds for a batch.
 const ROUNDS_TO_REGAIN_MAX: usize = 3_000;
 
@@ -51,6 +54,48 @@ impl World {
                 let found = store.progress(lane.shard).seq;
                 assert_eq!(found, lane.watermark, "{name}: watermark after a restart");
             }
+        }
+    }
+
+    /// A node starts again with an older copy of its directory.
+    pub(super) fn restore(&mut self, step: usize) {
+        let Some(backup) = &self.backup else { return };
+        let node = &mut self.nodes[backup.node];
+        if node.is_leader() != backup.is_leader {
+            return;
+        }
+        let copy = backup.store.copy_in_memory().expect("a copy");
+        node.cut();
+        (node.dropped, node.epochs) = (backup.dropped.clone(), backup.epochs.clone());
+        let leader = match node.role {
+            Role::Leader(_) => None,
+            Role::Follower { leader, .. } => Some(leader),
+        };
+        match leader {
+            None => {
+                node.lead_from(&mut self.histories, backup.held.clone(), |store| *store = copy);
+            }
+            Some(leader) => {
+                node.store = copy;
+                node.follow(leader);
+            }
+        }
+        let number = backup.node;
+        self.tally.restored += 1;
+        self.trace(|| format!("{step}: restore node {number} from its copy"));
+    }
+
+    /// A leader goes through so many terms that it remembers none of before.
+    pub(super) fn live_long(&mut self, step: usize) {
+        let number = self.a_leader();
+        if self.is_long_lived || self.nodes[number].store.is_regaining() {
+            return;
+        }
+        self.is_long_lived = true;
+        self.trace(|| format!("{step}: node {number} lives through many terms"));
+        for _ in 0..TERMS_REMEMBERED + 1 {
+            self.nodes[number].lead(&mut self.histories, |store| store.lead_past(0).unwrap());
+            self.write_to(number);
         }
     }
 
@@ -111,6 +156,10 @@ impl World {
                 continue;
             }
             for shard in node.store.shards() {
+                let (ours, theirs) = (target.store.lineage(shard), node.store.lineage(shard));
+                if !theirs.iter().any(|term| lineage::knows(&ours, term)) {
+                    continue;
+                }
                 let is_whole = !node.store.is_astray(shard)
                     && node.store.epoch_seen(shard) <= target.store.epoch_seen(shard)
                     && self.histories.shared(&node.store, &target.store, shard) == node.store.head(shard);
