@@ -72,6 +72,12 @@ pub enum Bug {
     TornFrameAccepted,
     /// After a failed sync of the log another one is tried.
     RetryAfterFailedSync,
+    /// That a shard follows is left to the system's write-back.
+    RoleNotSynced,
+    /// So is the lineage of a new leader, with its epoch.
+    LineageNotSynced,
+    /// So is that a shard is being rewound.
+    RewindNotSynced,
 }
 
 #[cfg(feature = "planted-bugs")]

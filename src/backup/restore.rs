@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::thread;
@@ -219,6 +220,10 @@ fn restore_store(chain: &[Link], unfinished: &Path) -> Result<u64, RestoreError>
     let (geometry, store_id) = (last.manifest.geometry, last.manifest.store_id);
     let options = Options { store_id: Some(store_id), ..Options::create(geometry) };
     let store = Store::open(unfinished, options)?;
+    store
+        .demote()
+        .map_err(io::Error::other)
+        .map_err(file_error(unfinished, "make the store a follower's"))?;
     let (next, failed, done) =
         (AtomicUsize::new(0), Mutex::new(None), [AtomicU64::new(0), AtomicU64::new(0)]);
     let is_stopped = AtomicBool::new(false);

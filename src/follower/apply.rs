@@ -85,9 +85,7 @@ impl Applier {
             self.progress = Progress { seq: welcome.since, consistent_at: Seq::MAX, ..self.progress };
             store.set_progress(self.shard, self.progress);
         }
-        if store.lineage(self.shard) != welcome.lineage {
-            store.set_lineage(self.shard, &welcome.lineage);
-        }
+        store.follow_lineage(self.shard, &welcome.lineage)?;
         if welcome.since == Seq::ZERO {
             store.reserve(self.shard, welcome.records)?;
         }

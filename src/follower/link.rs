@@ -13,10 +13,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use crate::clock::Now;
-use crate::links::{ClockOffset, LinkCell, Links, Phase, monotonic_ms};
+use crate::links::{ClockOffset, LinkCell, Links, Notice, Phase, monotonic_ms};
 use crate::planted::{Bug, is_planted};
 use crate::slot::{Geometry, Records, Seq, ShardIndex, SlotError, SlotIndex, lineage};
-use crate::store::{ApplyError, Store};
+use crate::store::{ApplyError, HistoryError, Store};
 use crate::wire::frame::{
     FLAG_SCAN, FLAG_STREAM, FLAG_WANTED, Frame, FrameDecoder, FrameError, Kind, PREAMBLE, Side,
 };
@@ -131,6 +131,9 @@ pub enum LinkError {
     /// The report of dropped writes could not be written, or what came in their place not made durable.
     #[error("rewind: {0}")]
     Rewind(io::Error),
+    /// What the leader has lived through was not made durable here; nothing of it may be taken.
+    #[error("{0}")]
+    History(#[from] HistoryError),
     /// The stream has a hole.
     #[error("stream goes on with seq {found}, wanted {wanted}")]
     SeqGap {
@@ -224,7 +227,7 @@ impl LinkError {
             | E::Geometry { .. }
             | E::OldEpoch { .. }
             | E::EmptiedStore { .. } => "refused",
-            E::Apply(ApplyError::Full { .. }) | E::Rewind(_) | E::Slot { .. } => "store",
+            E::Apply(ApplyError::Full { .. }) | E::Rewind(_) | E::History(_) | E::Slot { .. } => "store",
             _ => "protocol",
         }
     }
@@ -557,7 +560,13 @@ impl Core {
             return Err(LinkError::OldEpoch { found: welcome.epoch, wanted: self.epoch });
         }
         self.check_emptied(welcome, env)?;
-        let is_asking = self.applier.welcome(env.store, &env.links.totals, welcome)?;
+        let is_asking = self.applier.welcome(env.store, &env.links.totals, welcome);
+        let is_asking = is_asking.inspect_err(|error| {
+            if env.store.has_failed_sync() {
+                tracing::error!(shard = self.shard.0, %error, "this node cannot follow, and ends");
+                env.links.notices.tell(Notice::Failed);
+            }
+        })?;
         self.epoch = welcome.epoch;
         self.lender = None;
         self.state = if is_asking { State::Rewind } else { State::Scan };

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{ToolError, Verdict};
 use crate::shard::REDO_OFFSET;
-use crate::shard::header::slots_offset;
+use crate::shard::header::{Role, slots_offset};
 use crate::slot::image::{RECORD_HEADER_SIZE, read_u32};
 use crate::slot::{Geometry, ShardIndex, SlotIndex, SlotView, Status};
 use crate::store::directory::{self, Inspection};
@@ -46,6 +46,7 @@ struct ShardReport {
     boot_id: uuid::Uuid,
     device_id: u64,
     lineage: Vec<Term>,
+    role: Role,
     /// A follower's watermark; all zero on a leader.
     progress: Progress,
     slots: Counts,
@@ -131,6 +132,7 @@ fn shard_report(file: PathBuf) -> Result<ShardReport, ToolError> {
         clean_seq: state.clean_seq.map(|seq| seq.0),
         boot_id: uuid::Uuid::from_bytes(state.boot_id),
         device_id: state.device_id,
+        role: if state.leads(&found.progress) { Role::Leads } else { Role::Follows },
         lineage: state.lineage,
         progress: found.progress,
         slots,
@@ -239,7 +241,7 @@ fn print_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
             shard.lineage.iter().map(|term| format!("{} from seq {}", term.epoch, term.first_seq)).collect();
         writeln!(out, "  epochs: {}", terms.join(", "))?;
         writeln!(out, "  last opened on boot {}, device {:#x}", shard.boot_id, shard.device_id)?;
-        if shard.progress != Progress::default() {
+        if shard.role == Role::Follows {
             let state =
                 if shard.progress.is_consistent() { "consistent" } else { "inside a scan, not consistent" };
             writeln!(

@@ -15,7 +15,7 @@ pub enum Notice {
     },
     /// A leader's: a newer epoch has begun. [`super::Links::superseded_by_epoch`] says which.
     Superseded,
-    /// A leader's: it cannot go on, and the log says why. Its process must end.
+    /// The node cannot go on, and the log says why. Its process must end.
     Failed,
 }
 

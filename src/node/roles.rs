@@ -140,7 +140,9 @@ impl Roles {
                 Ok(Event::Order(order, answer)) => self.obey(order, answer)?,
                 Ok(Event::Notice(Notice::Moved { leader })) => self.move_to(leader)?,
                 Ok(Event::Notice(Notice::Superseded)) => self.remember_successor(),
-                Ok(Event::Notice(Notice::Failed)) => anyhow::bail!("this node cannot lead; the log says why"),
+                Ok(Event::Notice(Notice::Failed)) => {
+                    anyhow::bail!("this node cannot go on in its role; the log says why")
+                }
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) => {}
             }

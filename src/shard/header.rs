@@ -17,7 +17,8 @@
 //! |     44 |    4 | slots offset      | bytes from the file's start to slot 0         |
 //! |     48 |    4 | crc               | CRC-32 of bytes 0 to 48                       |
 //!
-//! State, two copies at 256 and 3584, written in turn; the valid one with the higher counter counts:
+//! State, two copies at 256 and 3584, written in turn; the valid one with the higher counter counts. Only a new role or
+//! lineage changes more than one sector of a copy, and is durable in one before it is written to the other:
 //!
 //! | offset | size | field           | meaning                                            |
 //! |-------:|-----:|-----------------|----------------------------------------------------|
@@ -29,7 +30,8 @@
 //! |     40 |    8 | device id       | device that the last opener found the file on      |
 //! |     48 |    8 | clean seq       | last seq at an orderly close; all ones = not closed |
 //! |     56 |    2 | lineage length  | terms, 1 to 128                                    |
-//! |     58 |    6 | zero            |                                                    |
+//! |     58 |    1 | role            | 1 leads, 2 follows; 0 = leads if its progress is zero |
+//! |     59 |    5 | zero            |                                                    |
 //! |     64 |    8 | durable seq     | everything up to here survives a power cut         |
 //! |     72 |    8 | session         | random name of the last opening, also in the digest |
 //! |     80 | 24 n | lineage         | epoch u64, id u64, first seq u64; oldest first     |
@@ -120,6 +122,14 @@ pub enum HeaderError {
         /// Which part.
         part: &'static str,
     },
+    /// A role that this release does not know.
+    #[error("{path}: role is {found}, wanted 1 (leads) or 2 (follows)")]
+    Role {
+        /// The file.
+        path: PathBuf,
+        /// Role stated.
+        found: u8,
+    },
     /// Belongs to another place in the store, or to another store.
     #[error("{path}: {field} is {found}, wanted {wanted}")]
     Differs {
@@ -145,6 +155,29 @@ pub struct Identity {
     pub geometry: Geometry,
 }
 
+/// Whose history a shard holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Role {
+    /// Its own.
+    Leads = 1,
+    /// A leader's, or nothing yet: it gives out no seqs.
+    Follows = 2,
+}
+
+impl Role {
+    /// The role of this number; none for zero, which stands for no word.
+    pub(super) fn from_number(number: u8) -> Result<Option<Self>, u8> {
+        match number {
+            0 => Ok(None),
+            1 => Ok(Some(Self::Leads)),
+            2 => Ok(Some(Self::Follows)),
+            unknown => Err(unknown),
+        }
+    }
+}
+
 /// What changes seldom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
@@ -162,6 +195,8 @@ pub struct State {
     pub durable_seq: Seq,
     /// Random name of the last opening.
     pub session: u64,
+    /// Whose history it holds; none where an older release wrote the file: see [`State::leads`].
+    pub role: Option<Role>,
     /// Oldest first, never empty.
     pub lineage: Vec<Term>,
 }
@@ -207,6 +242,12 @@ impl Progress {
     #[must_use]
     pub fn is_consistent(&self) -> bool {
         self.seq >= self.consistent_at
+    }
+
+    /// Whether the shard has ever been through a scan, or led before.
+    #[must_use]
+    pub fn was_in_sync(&self) -> bool {
+        self.epoch != 0
     }
 }
 
@@ -322,7 +363,7 @@ impl State {
             put(copy, 48, &self.clean_seq.map_or(NOT_CLOSED, |seq| seq.0).to_le_bytes());
             let lineage_len = u16::try_from(self.lineage.len()).expect("asserted above");
             put(copy, 56, &lineage_len.to_le_bytes());
-            put(copy, 58, &[0; 6]);
+            put(copy, 58, &[self.role.map_or(0, |role| role as u8), 0, 0, 0, 0, 0]);
             put(copy, 64, &self.durable_seq.0.to_le_bytes());
             put(copy, 72, &self.session.to_le_bytes());
             for (place, term) in self.lineage.iter().enumerate() {
@@ -333,6 +374,13 @@ impl State {
             }
             STATE_FIXED_SIZE + self.lineage.len() * TERM_SIZE
         });
+    }
+
+    /// Whether the shard leads. An older release says so by its progress alone, in which a follower that has got
+    /// nothing yet looks like a leader.
+    #[must_use]
+    pub fn leads(&self, progress: &Progress) -> bool {
+        self.role.map_or(*progress == Progress::default(), |role| role == Role::Leads)
     }
 
     /// Whether a copy that was written is not valid: a write of it was cut off, or it is damaged. It may have
@@ -355,6 +403,8 @@ impl State {
         let mut boot_id = [0; 16];
         boot_id.copy_from_slice(&copy[24..40]);
         let clean_seq = read_u64(copy, 48);
+        let role =
+            Role::from_number(copy[58]).map_err(|found| HeaderError::Role { path: path.into(), found })?;
         Ok(Self {
             slots_formatted: read_u32(copy, 4),
             seq_reserved: read_u64(copy, 16),
@@ -363,6 +413,7 @@ impl State {
             clean_seq: (clean_seq != NOT_CLOSED).then_some(Seq(clean_seq)),
             durable_seq: Seq(read_u64(copy, 64)),
             session: read_u64(copy, 72),
+            role,
             lineage: (0..usize::from(read_u16(copy, 56))).map(term).collect(),
         })
     }
@@ -413,87 +464,4 @@ impl Progress {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GEOMETRY: Geometry =
-        Geometry { shard_count: 4, key_size_max: 16, value_size_max: 64, shard_prefix_bits: 0 };
-
-    fn identity() -> Identity {
-        Identity { store_id: Uuid::from_u128(7), shard: ShardIndex(3), geometry: GEOMETRY }
-    }
-
-    fn state(slots_formatted: u32) -> State {
-        State {
-            slots_formatted,
-            seq_reserved: 0,
-            boot_id: [9; 16],
-            device_id: 5,
-            clean_seq: None,
-            durable_seq: Seq(50),
-            session: 0x5E,
-            lineage: vec![Term { epoch: 1, id: 11, first_seq: 1 }, Term { epoch: 4, id: 12, first_seq: 77 }],
-        }
-    }
-
-    #[test]
-    fn identity_is_read_as_written_and_every_flipped_bit_is_found() {
-        let mut page = vec![0; HEADER_PAGE_SIZE];
-        identity().write(&mut page);
-        let path = Path::new("shard");
-        assert_eq!(Identity::read(path, &page), Ok(identity()));
-        for bit in 0..IDENTITY_SIZE * 8 {
-            page[bit / 8] ^= 1 << (bit % 8);
-            assert!(Identity::read(path, &page).is_err(), "bit {bit}");
-            page[bit / 8] ^= 1 << (bit % 8);
-        }
-        assert!(matches!(Identity::read(path, &page[..100]), Err(HeaderError::Truncated { .. })));
-        assert!(matches!(Identity::read(path, b"+PONG\r\n"), Err(HeaderError::Foreign { .. })));
-    }
-
-    #[test]
-    fn a_state_write_cut_at_any_byte_leaves_the_old_state_or_the_new_one() {
-        let path = Path::new("shard");
-        let mut before = vec![0; HEADER_PAGE_SIZE];
-        state(10).write(&mut before);
-        state(20).write(&mut before);
-        let mut after = before.clone();
-        state(30).write(&mut after);
-        for cut in 0..HEADER_PAGE_SIZE {
-            let mut page = after[..cut].to_vec();
-            page.extend_from_slice(&before[cut..]);
-            let found = State::read(path, &page).unwrap().slots_formatted;
-            assert!(found == 20 || found == 30, "cut at {cut}: {found}");
-        }
-        assert_eq!(State::read(path, &after), Ok(state(30)));
-    }
-
-    #[test]
-    fn a_progress_write_cut_at_any_byte_leaves_the_old_progress_or_the_new_one() {
-        let step = |seq| Step::Scan { next: SlotIndex(5), through: Seq(seq * 3) };
-        let progress =
-            |seq| Progress { epoch: 1, seq: Seq(seq), consistent_at: Seq(seq / 2), step: step(seq) };
-        let path = Path::new("shard");
-        let mut before = vec![0; HEADER_PAGE_SIZE];
-        assert!(Progress::read(path, &before).is_err(), "zeroes are no progress");
-        progress(8).write(&mut before);
-        let mut after = before.clone();
-        progress(9).write(&mut after);
-        for cut in 0..HEADER_PAGE_SIZE {
-            let mut page = after[..cut].to_vec();
-            page.extend_from_slice(&before[cut..]);
-            let found = Progress::read(path, &page).unwrap();
-            assert!(found == progress(8) || found == progress(9), "cut at {cut}");
-        }
-    }
-
-    #[test]
-    fn a_state_whose_copies_are_both_damaged_is_refused() {
-        let mut page = vec![0; HEADER_PAGE_SIZE];
-        let refused = State::read(Path::new("shard"), &page);
-        assert!(matches!(refused, Err(HeaderError::Checksum { part: "the state", .. })));
-        state(1).write(&mut page);
-        page[STATE_OFFSETS[0] + 16] ^= 1;
-        assert!(State::read(Path::new("shard"), &page).is_err());
-    }
-}
+mod tests;

@@ -35,6 +35,7 @@ use std::fmt;
 use std::io;
 use std::sync::atomic::{Ordering, compiler_fence};
 
+use crate::planted::{Bug, is_planted};
 use crate::region::Window;
 use crate::slot::image::{Image, RECORD_HEADER_SIZE, header_of, read_u32};
 use crate::slot::layout::HEADER_SIZE;
@@ -44,7 +45,7 @@ use crate::slot::{Geometry, RecordError, Seq, ShardIndex, SlotError, SlotIndex, 
 use derived::Derived;
 pub use digest::Doubt;
 use digest::Word;
-pub use header::{Progress, State, Step, Term};
+pub use header::{Progress, Role, State, Step, Term};
 use index::IndexWindow;
 use slots::Slots;
 
@@ -380,7 +381,8 @@ impl Shard {
         self.slots.region.sync_part(0, header::HEADER_PAGE_SIZE)
     }
 
-    fn write_state(&mut self) {
+    /// Writes the copy of the state that does not count; from then on it does.
+    pub fn write_state(&mut self) {
         let page = self.slots.region.bytes_mut(0, header::HEADER_PAGE_SIZE);
         self.state.write(page);
     }
@@ -394,24 +396,26 @@ impl Shard {
     /// Whether what the shard holds is its own history, and no leader's.
     #[must_use]
     pub fn leads(&self) -> bool {
-        self.progress == Progress::default()
+        self.state.role == Some(Role::Leads)
     }
 
     /// Keeps how far the shard has followed its leader; a process crash does not lose it.
     pub fn set_progress(&mut self, progress: Progress) {
+        assert!(!self.leads(), "only who follows has progress");
         if self.progress != progress {
-            self.progress = progress;
-            progress.write(self.slots.region.bytes_mut(0, header::HEADER_PAGE_SIZE));
+            self.write_progress(progress);
         }
     }
 
-    /// Takes over a leader's lineage.
-    pub fn set_lineage(&mut self, lineage: &[Term]) {
+    /// Takes over a leader's lineage; says whether it is another one.
+    pub fn set_lineage(&mut self, lineage: &[Term]) -> bool {
         let kept = &lineage[lineage.len().saturating_sub(header::LINEAGE_LEN_MAX)..];
-        if !kept.is_empty() && self.state.lineage != kept {
+        let is_new = !kept.is_empty() && self.state.lineage != kept;
+        if is_new {
             self.state.lineage = kept.to_vec();
             self.write_state();
         }
+        is_new
     }
 
     /// Makes everything durable and marks the shard as closed in an orderly way; the mark comes last, so
@@ -436,27 +440,57 @@ impl Shard {
     pub fn promote(&mut self, epoch: u64, id: u64) -> io::Result<()> {
         assert!(self.progress.is_consistent(), "a shard inside a scan is not promoted");
         assert!(epoch > self.epoch(), "a promotion takes a new epoch");
-        // The term first: a kill in between leaves a follower with a term that nobody else has.
-        self.begin_term(epoch, id);
-        self.set_progress(Progress::default());
-        self.sync_header()
+        // Both at once: no shard leads in its leader's term.
+        self.state.role = Some(Role::Leads);
+        self.add_term(epoch, id);
+        self.write_state();
+        self.write_progress(Progress::default());
+        self.sync_state()
     }
 
-    /// Makes a shard that led one that follows: it holds all of its own history, and nothing else.
-    pub fn demote(&mut self) {
-        if self.leads() && self.seq != Seq::ZERO {
+    /// Makes a shard that led one that follows: it holds all of its own history, and nothing else; that is
+    /// something if its store `has_led`, and is not one made to follow. When this returns it is so after a power
+    /// cut, too.
+    pub fn demote(&mut self, has_led: bool) -> io::Result<()> {
+        if !self.leads() {
+            return Ok(());
+        }
+        // Before the role: while the shard leads, its progress counts for nothing.
+        if has_led {
             let (epoch, seq) = (self.epoch(), self.seq);
             // Slots that were damaged have to come again first.
             let consistent_at = if self.derived.damaged.is_empty() { seq } else { Seq::MAX };
-            self.set_progress(Progress { epoch, seq, consistent_at, step: Step::None });
+            self.write_progress(Progress { epoch, seq, consistent_at, step: Step::None });
         }
+        self.state.role = Some(Role::Follows);
+        self.write_state();
+        if is_planted(Bug::RoleNotSynced) { Ok(()) } else { self.sync_state() }
     }
 
-    /// Adds a term that owns all seqs from the next one on.
-    fn begin_term(&mut self, epoch: u64, id: u64) {
-        let mut lineage = self.state.lineage.clone();
-        lineage::begin(&mut lineage, Term { epoch, id, first_seq: self.seq.next().0 });
-        self.set_lineage(&lineage);
+    /// Makes a role or lineage that was written durable in both copies, one after the other. So a power cut tears
+    /// one of them at most; and later writes change a few bytes of one sector, which is not torn.
+    pub fn sync_state(&mut self) -> io::Result<()> {
+        self.sync_header()?;
+        self.write_state();
+        self.sync_header()
+    }
+
+    fn write_progress(&mut self, progress: Progress) {
+        self.progress = progress;
+        progress.write(self.slots.region.bytes_mut(0, header::HEADER_PAGE_SIZE));
+    }
+
+    /// Adds a term that owns all seqs from the next one on; the caller writes it.
+    fn add_term(&mut self, epoch: u64, id: u64) {
+        let mut terms = self.state.lineage.clone();
+        lineage::begin(&mut terms, Term { epoch, id, first_seq: self.seq.next().0 });
+        self.keep_terms(terms);
+    }
+
+    /// The newest of them, as many as a header holds; the caller writes it.
+    fn keep_terms(&mut self, mut terms: Vec<Term>) {
+        terms.drain(..terms.len().saturating_sub(header::LINEAGE_LEN_MAX));
+        self.state.lineage = terms;
     }
 }
 

@@ -12,7 +12,7 @@ use crate::slot::{Geometry, Seq, SlotError, SlotIndex, SlotView, Status};
 
 use super::derived::Derived;
 use super::digest::{Doubt, digest_size};
-use super::header::{HEADER_PAGE_SIZE, HeaderError, Identity, Progress, State, Step, Term};
+use super::header::{HEADER_PAGE_SIZE, HeaderError, Identity, Progress, Role, State, Step, Term};
 use super::slots::Slots;
 use super::{PAGE_SIZE, REDO_OFFSET, Shard};
 
@@ -97,7 +97,8 @@ impl Shard {
     /// Makes a shard in a zeroed region of [`Shard::initial_size`] bytes.
     pub fn create(mut region: Region, identity: Identity, host: Host) -> io::Result<Self> {
         identity.write(region.bytes_mut(0, HEADER_PAGE_SIZE));
-        Progress::default().write(region.bytes_mut(0, HEADER_PAGE_SIZE));
+        // Both copies, so that damage to one is not the end of the file.
+        (0..2).for_each(|_| Progress::default().write(region.bytes_mut(0, HEADER_PAGE_SIZE)));
         let state = State {
             slots_formatted: 0,
             seq_reserved: 0,
@@ -106,6 +107,7 @@ impl Shard {
             clean_seq: Some(Seq::ZERO),
             durable_seq: Seq::ZERO,
             session: 0,
+            role: Some(Role::Leads),
             lineage: vec![Term { epoch: 1, id: 0, first_seq: 1 }],
         };
         let slots = Slots::new(identity, region);
@@ -131,7 +133,13 @@ impl Shard {
         let slots = Slots::new(identity, files.slots);
         let page = slots.region.bytes(0, HEADER_PAGE_SIZE);
         let mut state = State::read(path, page)?;
-        let progress = Progress::read(path, page)?;
+        let found = Progress::read(path, page)?;
+        let (role, progress) = match state.leads(&found) {
+            // A promotion that was cut off has left the follower's.
+            true => (Role::Leads, Progress::default()),
+            false => (Role::Follows, found),
+        };
+        state.role = Some(role);
         let has_bad_copy = State::has_bad_copy(page);
         let wanted = slots.offset(SlotIndex(state.slots_formatted));
         if slots.region.len() < wanted {
@@ -194,6 +202,9 @@ impl Shard {
     /// One that may have lost its tail waits with that, if it `regains`: see [`Shard::end_regain`].
     pub fn take_over(&mut self, host: Host, term_id: u64, regains: bool) -> io::Result<Ending> {
         let ending = self.ending(host);
+        if self.leads() {
+            self.write_progress(Progress::default());
+        }
         if ending == Ending::OsCrash && self.leads() {
             self.begin_regain();
             if !regains {
@@ -206,7 +217,7 @@ impl Shard {
         if ending == Ending::OsCrash {
             self.distrust();
         } else if self.leads() {
-            self.begin_term(self.epoch(), term_id);
+            self.add_term(self.epoch(), term_id);
         } else if !self.derived.damaged.is_empty() {
             // Not the leader's state at any seq until the leader has sent the damaged slots again.
             self.set_progress(Progress { consistent_at: Seq::MAX, ..self.progress });
@@ -214,9 +225,11 @@ impl Shard {
         self.note_host(host, term_id);
         // The mark of an orderly close, which says that slots and digest are whole and belong together, is
         // gone from the disk before either changes: a power cut must not bring it back beside newer slots.
-        self.sync_header()?;
         if self.leads() {
+            self.sync_state()?;
             self.bury_twins();
+        } else {
+            self.sync_header()?;
         }
         Ok(ending)
     }

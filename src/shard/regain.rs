@@ -68,16 +68,16 @@ impl Shard {
         self.seq = self.seq.max(tail);
         let through = if is_planted(Bug::RegainedTooHigh) { self.seq } else { tail };
         if self.seq == Seq::ZERO {
-            self.begin_term(self.epoch(), term_id);
+            self.add_term(self.epoch(), term_id);
         } else {
             let mut terms = self.state.lineage.clone();
             let first_seq = through.next().0;
             lineage::cut(&mut terms, Term { epoch: self.epoch(), id: term_id, first_seq });
-            self.set_lineage(&terms);
+            self.keep_terms(terms);
         }
         self.state.durable_seq = self.seq;
         self.note_host(host, term_id);
-        self.sync_header()?;
+        self.sync_state()?;
         self.tail = None;
         self.skip_to(reserved);
         // Changes of the new term: in the old one a follower may hold others with their seqs.

@@ -10,7 +10,8 @@
 //! |-------:|-----:|-----------------|------------------------------------------------|
 //! |      0 |    8 | seq             | last one at that moment                        |
 //! |      8 |    4 | slots formatted | at that moment                                 |
-//! |     12 |    4 | step            | of the progress, as in [`super::header`]       |
+//! |     12 |    2 | step            | of the progress, as in [`super::header`]       |
+//! |     14 |    2 | role            | as in [`super::header`]                        |
 //! |     16 |    8 | epoch           | of the progress                                |
 //! |     24 |    8 | watermark       | of the progress                                |
 //! |     32 |    8 | consistent at   | of the progress                                |
@@ -23,11 +24,11 @@ use std::path::Path;
 
 use crate::planted::{Bug, is_planted};
 use crate::region::Region;
-use crate::slot::image::{free_images, read_u32, read_u64};
+use crate::slot::image::{free_images, read_u16, read_u32, read_u64};
 use crate::slot::{Record, Seq, SlotIndex, SlotView};
 
 use super::header::{
-    HEADER_PAGE_SIZE, HeaderError, Identity, LINEAGE_LEN_MAX, Progress, State, Step, Term, slots_offset,
+    HEADER_PAGE_SIZE, HeaderError, Identity, LINEAGE_LEN_MAX, Progress, Role, State, Step, Term, slots_offset,
 };
 use super::{ApplyError, REDO_OFFSET, Shard};
 
@@ -46,6 +47,8 @@ pub struct Logged {
     pub seq: Seq,
     /// Slots below this had a status.
     pub slots_formatted: u32,
+    /// Whose history it holds; none where an older release said it.
+    pub role: Option<Role>,
     /// How far it has followed.
     pub progress: Progress,
     /// Oldest first.
@@ -57,7 +60,7 @@ impl Logged {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let (kind, step_seq, step_slot) = match self.progress.step {
-            Step::None => (0_u32, Seq::ZERO, SlotIndex(0)),
+            Step::None => (0_u16, Seq::ZERO, SlotIndex(0)),
             Step::Scan { next, through } => (1, through, next),
             Step::Rewind { fork, next } => (2, fork, next),
         };
@@ -65,6 +68,7 @@ impl Logged {
         bytes.extend_from_slice(&self.seq.0.to_le_bytes());
         bytes.extend_from_slice(&self.slots_formatted.to_le_bytes());
         bytes.extend_from_slice(&kind.to_le_bytes());
+        bytes.extend_from_slice(&self.role.map_or(0, |role| role as u16).to_le_bytes());
         for word in [self.progress.epoch, self.progress.seq.0, self.progress.consistent_at.0, step_seq.0] {
             bytes.extend_from_slice(&word.to_le_bytes());
         }
@@ -86,7 +90,8 @@ impl Logged {
             return None;
         }
         let (step_seq, step_slot) = (Seq(read_u64(fixed, 40)), SlotIndex(read_u32(fixed, 48)));
-        let step = match read_u32(fixed, 12) {
+        let role = u8::try_from(read_u16(fixed, 14)).ok().and_then(|role| Role::from_number(role).ok())?;
+        let step = match read_u16(fixed, 12) {
             0 => Step::None,
             1 => Step::Scan { next: step_slot, through: step_seq },
             2 => Step::Rewind { fork: step_seq, next: step_slot },
@@ -100,6 +105,7 @@ impl Logged {
         Some(Self {
             seq: Seq(read_u64(fixed, 0)),
             slots_formatted: read_u32(fixed, 8),
+            role,
             progress: Progress {
                 epoch: read_u64(fixed, 16),
                 seq: Seq(read_u64(fixed, 24)),
@@ -119,9 +125,16 @@ impl Shard {
             // What a shard that waits for its tail holds beyond it is not all that there was.
             seq: self.tail().unwrap_or(self.seq()),
             slots_formatted: self.slots_formatted(),
+            role: self.state.role,
             progress: self.progress(),
             lineage: self.lineage().to_vec(),
         }
+    }
+
+    /// Whether the log knows the shard as it is, but for its slots.
+    #[must_use]
+    pub fn is_logged(&self, said: &Logged) -> bool {
+        said.role == self.state.role && said.progress == self.progress() && said.lineage == self.lineage()
     }
 }
 
@@ -165,6 +178,7 @@ impl Healing {
             clean_seq: None,
             durable_seq: Seq::ZERO,
             session: 0,
+            role: first.role,
             lineage: first.lineage.clone(),
         };
         let mut healing = Self { identity, region, state, durable: first.seq, last: first, healed: 0 };
@@ -221,7 +235,8 @@ impl Healing {
 
     /// Writes the header, so that the shard is opened as after a power cut, and makes all of it durable.
     pub fn finish(mut self) -> std::io::Result<Region> {
-        let leads = self.last.progress == Progress::default();
+        self.state.role = self.last.role;
+        let leads = self.state.leads(&self.last.progress);
         self.state.durable_seq = if leads { self.durable } else { self.last.progress.seq };
         self.state.seq_reserved = self.durable.0 + if is_planted(Bug::SeqReused) { 1 } else { SEQ_WINDOW };
         self.state.lineage = self.last.lineage;
@@ -252,6 +267,7 @@ mod tests {
             let logged = Logged {
                 seq: Seq(77),
                 slots_formatted: 12,
+                role: Some(Role::Follows),
                 progress: Progress { epoch: 2, seq: Seq(70), consistent_at: Seq::MAX, step },
                 lineage: vec![
                     Term { epoch: 1, id: 5, first_seq: 1 },

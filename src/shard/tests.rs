@@ -10,7 +10,9 @@ use super::recover::{Files, Host};
 use super::*;
 use crate::region::Region;
 
-const GOLDEN: &str = include_str!("../../tests/data/shard_v2.hex");
+const GOLDEN: &str = include_str!("../../tests/data/shard_v2_role.hex");
+/// Of a release whose headers did not say who leads.
+const GOLDEN_WITHOUT_ROLE: &str = include_str!("../../tests/data/shard_v2.hex");
 const GEOMETRY: Geometry =
     Geometry { shard_count: 4, key_size_max: 16, value_size_max: 40, shard_prefix_bits: 0 };
 const HOST: Host = Host { boot_id: [0xB0; 16], device_id: 0x1234 };
@@ -50,11 +52,19 @@ fn example() -> Shard {
         shard.delete(hash, slot, &gone);
     }
     put(&mut shard, &key(3), b"in a slot used before", 0);
+    shard.demote(true).unwrap();
     shard
         .set_lineage(&[Term { epoch: 1, id: 0xE1, first_seq: 1 }, Term { epoch: 3, id: 0xE3, first_seq: 5 }]);
     shard.set_progress(Progress { epoch: 3, seq: Seq(7), consistent_at: Seq(6), step: Step::None });
     shard.close().unwrap();
     shard
+}
+
+/// As a promotion does, but for the term.
+fn lead(shard: &mut Shard) {
+    shard.state.role = Some(Role::Leads);
+    shard.write_progress(Progress::default());
+    shard.write_state();
 }
 
 /// The bytes as lines of 16, zero lines left out; long runs of free slots differ in their CRC only
@@ -75,18 +85,21 @@ fn dump(bytes: &[u8]) -> String {
 #[test]
 fn the_format_is_the_golden_file_s() {
     let dump = dump(example().region_bytes());
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/shard_v2_role.hex");
+        return std::fs::write(path, dump).unwrap();
+    }
     assert!(dump == GOLDEN, "the shard file's bytes have changed: a new format version is due\n{dump}");
 }
 
-#[test]
-fn the_golden_file_opens() {
-    // The golden lines over freshly formatted slots.
+/// Opens the golden lines over freshly formatted slots.
+fn open_golden(lines: &str) -> Shard {
     let mut region = Region::heap(Shard::initial_size(&GEOMETRY), Shard::initial_size(&GEOMETRY));
     let formatted = example();
     let start = header::slots_offset(&GEOMETRY) + 6 * GEOMETRY.slot_stride();
     let rest = formatted.region_bytes()[start..].to_vec();
     region.bytes_mut(start, rest.len()).copy_from_slice(&rest);
-    for line in GOLDEN.lines() {
+    for line in lines.lines() {
         let (offset, bytes) = line.split_once(' ').unwrap();
         let offset = usize::from_str_radix(offset, 16).unwrap();
         let bytes: Vec<u8> = bytes.split(' ').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
@@ -94,21 +107,49 @@ fn the_golden_file_opens() {
     }
     let page = region.bytes(0, header::HEADER_PAGE_SIZE).to_vec();
     let identity = Identity::read(Path::new("golden"), &page).unwrap();
-    let mut shard = open(Path::new("golden"), region, identity).unwrap();
-    assert_eq!(shard.take_over(HOST, 0xA1, false).unwrap(), recover::Ending::Clean);
-    assert_eq!(
-        shard.take_over(Host { device_id: 1, ..HOST }, 0xA2, false).unwrap(),
-        recover::Ending::OsCrash
-    );
-    assert_eq!((shard.seq(), shard.epoch()), (Seq(7), 3));
-    assert_eq!(shard.counts(), Counts { occupied: 2, deleted: 1, expiring: 1 });
-    let slot = shard.find(GEOMETRY.place(&key(0)).hash, &key(0)).unwrap();
-    let view = shard.view(slot).unwrap();
-    assert_eq!(
-        (view.value(), view.expire_at(), view.seq()),
-        (&b"overwritten"[..], 1_900_000_000_000, Seq(4))
-    );
-    shard.check().unwrap();
+    open(Path::new("golden"), region, identity).unwrap()
+}
+
+#[test]
+fn the_golden_files_open() {
+    for lines in [GOLDEN, GOLDEN_WITHOUT_ROLE] {
+        let mut shard = open_golden(lines);
+        assert!(!shard.leads(), "it has followed");
+        assert_eq!(shard.take_over(HOST, 0xA1, false).unwrap(), recover::Ending::Clean);
+        let other = Host { device_id: 1, ..HOST };
+        assert_eq!(shard.take_over(other, 0xA2, false).unwrap(), recover::Ending::OsCrash);
+        assert_eq!((shard.seq(), shard.epoch()), (Seq(7), 3));
+        assert_eq!(shard.counts(), Counts { occupied: 2, deleted: 1, expiring: 1 });
+        let slot = shard.find(GEOMETRY.place(&key(0)).hash, &key(0)).unwrap();
+        let view = shard.view(slot).unwrap();
+        assert_eq!(
+            (view.value(), view.expire_at(), view.seq()),
+            (&b"overwritten"[..], 1_900_000_000_000, Seq(4))
+        );
+        shard.check().unwrap();
+    }
+}
+
+/// What an older release wrote says by its progress alone who leads; from the first opening on the header does.
+#[test]
+fn a_header_without_a_role_gets_one() {
+    for leads in [true, false] {
+        let mut shard = example();
+        if leads {
+            lead(&mut shard);
+        }
+        let identity = shard.slots.identity;
+        (0..2).for_each(|_| {
+            shard.state.role = None;
+            shard.write_state();
+        });
+        let mut shard = open(Path::new("older"), shard.into_region(), identity).unwrap();
+        assert_eq!(shard.leads(), leads);
+        shard.take_over(HOST, 0xA1, false).unwrap();
+        let page = &shard.region_bytes()[..header::HEADER_PAGE_SIZE];
+        let role = if leads { Role::Leads } else { Role::Follows };
+        assert_eq!(State::read(Path::new("newer"), page).unwrap().role, Some(role));
+    }
 }
 
 #[test]
@@ -133,13 +174,13 @@ fn a_leader_s_shard_takes_a_new_term_after_an_os_crash_and_a_follower_s_forgets_
     let (scanning, _) = reopen(scanning);
     assert_eq!((scanning.epoch(), scanning.progress().is_consistent()), (3, false));
     let mut leader = example();
-    leader.set_progress(Progress::default());
+    lead(&mut leader);
     let (leader, _) = reopen(leader);
     // Any slot may be older than it was, but not older than at the last orderly close, with seq 7.
     assert_eq!(leader.lineage().last(), Some(&Term { epoch: 3, id: 0xA3, first_seq: 8 }));
     let mut never_closed = example();
     never_closed.state.durable_seq = Seq::ZERO;
-    never_closed.set_progress(Progress::default());
+    lead(&mut never_closed);
     let (never_closed, _) = reopen(never_closed);
     assert_eq!(never_closed.lineage().last(), Some(&Term { epoch: 3, id: 0xA3, first_seq: 1 }));
     assert!(lineage::is_ordered(never_closed.lineage()));
@@ -156,7 +197,7 @@ fn a_leader_s_key_is_in_one_slot_after_a_lost_reuse() {
         shard
     };
     let mut shard = example();
-    shard.set_progress(Progress::default());
+    lead(&mut shard);
     let mut shard = reopen(shard, 1);
     let (twice, other) = (key(10), key(11));
     let find = |shard: &Shard, key: &[u8]| shard.find(GEOMETRY.place(key).hash, key);

@@ -374,9 +374,7 @@ impl Work {
         // Not `exclusive`: readers without the lock see nothing of this.
         let mut locked = cell.lock.write();
         let (progress, leads) = (locked.shard.progress(), locked.shard.leads());
-        let is_said = self.said[index]
-            .as_ref()
-            .is_some_and(|said| said.progress == progress && said.lineage == locked.shard.lineage());
+        let is_said = self.said[index].as_ref().is_some_and(|said| locked.shard.is_logged(said));
         let bytes = std::mem::replace(&mut locked.log.bytes, spare);
         locked.log.limit = self.buffer_limit;
         // With records, too: what is durable of a shard is what was last said of it.

@@ -7,13 +7,15 @@
 //! meanwhile; only then it takes the lock, shared. So consecutive reads overlap in the processor.
 //! [`open`] makes and opens stores, [`records`] is what clients call, [`replicate`] what links call,
 //! [`rewind`] what a follower does that holds what its leader never had, [`regain`] what a leader does that
-//! lost what its followers hold, [`audit`] looks at slots in the background,
+//! lost what its followers hold, [`history`] what must be durable when roles and leaders change,
+//! [`audit`] looks at slots in the background,
 //! [`feed`] is what other programs follow a store by.
 
 pub mod audit;
 mod digest_file;
 pub mod directory;
 pub mod feed;
+pub mod history;
 pub mod log;
 mod memory;
 pub mod open;
@@ -53,6 +55,7 @@ pub use crate::shard::recover::{Ending, Host};
 pub use crate::shard::scan::Scan;
 pub use crate::shard::{ApplyError, BLOCK_SLOTS, Counts, Doubt};
 pub use feed::{ChangeFeed, ChangeId, Changes, Fed, FeedError, SlotChange};
+pub use history::HistoryError;
 use log::{Buffer, Keeper};
 pub use log::{Durability, LogState, LogStats, SyncError};
 pub use open::{OpenError, Options};
@@ -223,6 +226,8 @@ pub struct Store {
     keeper: Option<Keeper>,
     /// Whether the new terms could not be made durable. Its lock is held while that is tried.
     regain_failed: Mutex<bool>,
+    /// A role or history was not made durable: nothing goes on from there.
+    sync_failed: AtomicBool,
     /// Writes were stopped since the opening. Its lock keeps who stops them and who begins apart.
     was_stopped: Mutex<bool>,
     _directory_lock: Option<File>,
@@ -375,6 +380,9 @@ impl Store {
     pub fn close(&self) -> io::Result<()> {
         self.closed.store(true, Ordering::Relaxed);
         self.stop_writes();
+        if self.sync_failed.load(Ordering::Acquire) {
+            return Err(io::Error::other("a sync has failed before"));
+        }
         // First, so that what fails here leaves no mark that says otherwise.
         self.sync_log().map_err(io::Error::other)?;
         for shard in self.shards() {

@@ -266,6 +266,7 @@ impl Store {
             durability: Durability::None,
             keeper: None,
             regain_failed: Mutex::default(),
+            sync_failed: AtomicBool::new(false),
             was_stopped: Mutex::default(),
             _directory_lock: lock,
         })

@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use crate::ring::{RingReader, Sleeper, ring};
 use crate::slot::{Record, Records, Seq, ShardIndex, SlotError, SlotIndex};
 
-use super::regain::RegainError;
 use super::{ApplyError, Exclusive, Locked, Progress, Scan, Store, SyncError, Term, WriteError};
 
 // Records applied under one lock, and prefetched ahead of that.
@@ -43,9 +42,9 @@ pub enum PromoteError {
         /// What the system said.
         error: String,
     },
-    /// What came back after a crash is not durable: see [`RegainError`].
+    /// Role or history was not made durable: see [`super::HistoryError`].
     #[error("{0}")]
-    Regain(String),
+    History(String),
 }
 
 /// Where a scan ends is not known before its leader says so.
@@ -156,8 +155,8 @@ impl Store {
     /// Whether the shard's state is one that its leader had: it is inside no scan, and was in sync once.
     #[must_use]
     pub fn was_in_sync(&self, shard: ShardIndex) -> bool {
-        let locked = self.shared(shard);
-        locked.shard.progress().is_consistent() && !locked.shard.leads()
+        let progress = self.progress(shard);
+        progress.is_consistent() && progress.was_in_sync()
     }
 
     /// Keeps how far the shard has followed its leader; a process crash does not lose it.
@@ -165,7 +164,7 @@ impl Store {
         self.exclusive(shard).shard.set_progress(progress);
     }
 
-    /// Takes over the leader's lineage.
+    /// Takes over the leader's lineage; a process crash does not lose it. Links use [`Store::follow_lineage`].
     pub fn set_lineage(&self, shard: ShardIndex, lineage: &[Term]) {
         self.exclusive(shard).shard.set_lineage(lineage);
     }
@@ -192,8 +191,7 @@ impl Store {
     /// Whether [`Store::promote`] would be done, as of now.
     pub fn check_promote(&self) -> Result<(), PromoteError> {
         for shard in self.shards() {
-            let Progress { epoch, consistent_at, .. } = self.progress(shard);
-            if epoch == 0 && consistent_at == Seq::ZERO {
+            if self.progress(shard) == Progress::default() {
                 return Err(PromoteError::Missing { shard });
             }
         }
@@ -203,6 +201,9 @@ impl Store {
     fn check_consistent(&self) -> Result<(), PromoteError> {
         for shard in self.shards() {
             let Progress { seq, consistent_at, .. } = self.progress(shard);
+            if self.follows(shard) && self.progress(shard) == Progress::default() {
+                return Err(PromoteError::Missing { shard });
+            }
             if seq < consistent_at {
                 return Err(PromoteError::Inconsistent { shard, seq, consistent_at });
             }
@@ -219,7 +220,7 @@ impl Store {
     /// Lets a store that leads go on in an epoch newer than `epoch`: so it leads those again who have met
     /// a successor of it that is no more.
     pub fn lead_past(&self, epoch: u64) -> Result<(), PromoteError> {
-        self.end_regain().map_err(|error| PromoteError::Regain(error.to_string()))?;
+        self.end_regain().map_err(|error| PromoteError::History(error.to_string()))?;
         let epoch = self.shards().map(|shard| self.epoch_seen(shard)).fold(epoch, u64::max) + 1;
         self.begin_epoch(self.shards(), epoch)?;
         // Who wrote before remembers another term.
@@ -232,10 +233,12 @@ impl Store {
         mut shards: impl Iterator<Item = ShardIndex>,
         epoch: u64,
     ) -> Result<(), PromoteError> {
+        self.check_synced().map_err(|error| PromoteError::History(error.to_string()))?;
         let term_id = self.chance.next();
         shards.try_for_each(|shard| {
             let sync = |error: io::Error| PromoteError::Sync { shard, error: error.to_string() };
-            self.exclusive(shard).shard.promote(epoch, term_id).map_err(sync)
+            let promoted = self.exclusive(shard).shard.promote(epoch, term_id);
+            promoted.inspect_err(|_| self.note_failed_sync()).map_err(sync)
         })?;
         // The log's word on a shard counts after a power cut.
         let sync = |error: SyncError| PromoteError::Sync { shard: ShardIndex(0), error: error.to_string() };
@@ -250,19 +253,6 @@ impl Store {
         let next = |shard| self.epoch_seen(shard) + u64::from(self.follows(shard));
         let epoch = self.shards().map(next).max().unwrap_or_default();
         self.begin_epoch(self.shards().filter(|shard| self.follows(*shard)), epoch)
-    }
-
-    /// Makes a store follow: it is read-only from now on, and a shard that has led holds everything up to
-    /// its head, in its own epoch. Whether the new leader shares all of that is the leader's to say.
-    ///
-    /// On an error nothing follows: without its new term a shard would pass for one that shares its
-    /// leader's history.
-    pub fn demote(&self) -> Result<(), RegainError> {
-        self.stop_writes();
-        self.end_regain()?;
-        self.demotions.fetch_add(1, Ordering::Relaxed);
-        self.shards().for_each(|shard| self.exclusive(shard).shard.demote());
-        Ok(())
     }
 
     /// Applies a run of whole records: each image is checked, and written if its seq is newer than its

@@ -1,7 +1,7 @@
 //! A shard's way back to where its history and its leader's part.
 //!
 //! Order, each step safe to be cut off: the report of what will be dropped is durable; the rewind is
-//! noted, so that the state counts as nobody's until the leader's scan is through; the report gets its
+//! noted, durably, so that the state counts as nobody's until the leader's scan is through; the report gets its
 //! name; the slots that are astray leave the index. Then the caller asks the leader for these slots, in
 //! order, and applies what comes. What lies above a noted fork has been reported and is never again.
 
@@ -72,6 +72,7 @@ impl Store {
                 ..progress
             },
         );
+        self.sync_rewind(shard).map_err(io::Error::other)?;
         let report = self.reports.publish(shard, &stem)?;
         self.unindex(shard, fork, next, progress.is_consistent())?;
         Ok(Rewound { dropped, report })

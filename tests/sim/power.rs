@@ -24,7 +24,7 @@ use crate::random::Random;
 const GEOMETRY: Geometry =
     Geometry { shard_count: 2, key_size_max: 8, value_size_max: 400, shard_prefix_bits: 0 };
 const SLOTS: u32 = 130;
-const SEEDS: u64 = 4;
+const SEEDS: u64 = 6;
 const STEPS: usize = 55;
 
 #[derive(Clone, Default)]

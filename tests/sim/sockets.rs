@@ -238,6 +238,7 @@ fn another_stores_follower_is_refused_and_keeps_its_data() {
     put(&store_f, 5, 5);
     let before = images(&store_f, ShardIndex(0));
     // It has followed another leader.
+    store_f.demote().unwrap();
     store_f.set_progress(
         ShardIndex(0),
         Progress { epoch: 1, seq: Seq(5), consistent_at: Seq(5), ..Progress::default() },

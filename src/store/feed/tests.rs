@@ -64,6 +64,7 @@ fn feed(last: ChangeId) -> ChangeFeed {
 fn copy(leader: &Store, follower: &Store, watermark: Seq) {
     let (mut scan, mut records) = (leader.scan(SHARD, Seq::ZERO), Vec::new());
     while leader.scan_next(SHARD, &mut scan, &mut records, usize::MAX).unwrap() {}
+    follower.demote().unwrap();
     follower.apply(SHARD, &records).unwrap();
     follower.set_lineage(SHARD, &leader.lineage(SHARD));
     let progress = Progress { epoch: 1, seq: watermark, consistent_at: watermark, step: Step::None };
