@@ -43,6 +43,8 @@ pub mod node;
 #[cfg(feature = "server")]
 pub mod resp;
 #[cfg(feature = "server")]
+pub mod rows;
+#[cfg(feature = "server")]
 pub mod saves;
 #[cfg(feature = "server")]
 pub mod signals;

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 
 use slotstream::backup;
-use slotstream::config::{self, Command, ParseError};
+use slotstream::config::{self, Command, ExportArgs, ImportArgs, ParseError};
 use slotstream::inspect::{self, Verdict};
 use slotstream::stop::Stop;
 use slotstream::{node, signals};
@@ -102,6 +102,15 @@ fn run(command: Command) -> anyhow::Result<Verdict> {
             writeln!(out, "{}", backup::take(request)?)?;
         }
         Command::Restore(options) => writeln!(out, "{}", backup::restore(&options.backups, &options.to)?)?,
+        Command::Import(options) => {
+            let ImportArgs { node, file: path, format, database } = options;
+            let import = inspect::import::Import { node, path, format, database };
+            return Ok(inspect::import::run(&import, &mut out)?);
+        }
+        Command::Export(options) => {
+            let ExportArgs { node, file: path, format } = options;
+            inspect::export::run(&inspect::export::Export { node, path, format }, &mut out)?;
+        }
         Command::Tail(options) => {
             let stop = Stop::new();
             signals::set_on_signals(&stop).context("signals cannot be handled")?;

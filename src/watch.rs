@@ -74,8 +74,9 @@ impl Watch {
             bar.set_position(counts.done);
             bar.set_message(figures);
         } else {
-            let done =
-                format!("{} of {} {}", units::count(counts.done), units::count(counts.total), self.unit);
+            let of =
+                if counts.total == 0 { String::new() } else { format!(" of {}", units::count(counts.total)) };
+            let done = format!("{}{of} {}", units::count(counts.done), self.unit);
             // A line that nobody takes is no reason to stop.
             drop(writeln!(io::stderr(), "{}: {done}, {figures}", self.what));
         }

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::durability::Durability;
 use super::replication::Replication;
+use super::rows::{ExportArgs, ImportArgs};
 use super::saves::Saves;
 use super::value::{self, ShardSet};
 use crate::units;
@@ -49,6 +50,10 @@ pub enum Command {
     Backup(BackupArgs),
     /// Make a data directory from a backup and the incremental ones after it.
     Restore(RestoreArgs),
+    /// Set a running leader's keys from a file: JSON lines, CSV, a dump of Redis.
+    Import(ImportArgs),
+    /// Write a running node's records to a file: JSON lines, CSV, a dump of Redis.
+    Export(ExportArgs),
     /// Print what changes on a running node, or has changed since a position, one line per change.
     Tail(TailArgs),
     /// Start a leader and followers in a temporary directory, write, cut them off and compare them.

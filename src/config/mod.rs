@@ -8,6 +8,7 @@ mod args;
 mod durability;
 mod overlay;
 mod replication;
+mod rows;
 mod saves;
 mod value;
 
@@ -18,5 +19,6 @@ pub use args::{
 pub use durability::Durability;
 pub use overlay::{ParseError, parse};
 pub use replication::{Replication, SyncLevel, YesNo};
+pub use rows::{ExportArgs, ImportArgs};
 pub use saves::Saves;
 pub use value::ShardSet;

@@ -4,8 +4,10 @@
 pub mod ask;
 pub mod bench;
 pub mod demo;
+pub mod export;
 mod fetch;
 pub mod files;
+pub mod import;
 mod process;
 mod redis;
 pub mod roles;

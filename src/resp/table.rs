@@ -1,7 +1,8 @@
 //! The one table of commands: it drives look-up, arity checks, COMMAND and the prefetch of keys.
 
 use super::command::{
-    Call, Flow, client, expiry, keys, position, roles, saves, scan, server, strings, transaction, wait, xread,
+    Call, Flow, client, expiry, export, keys, position, roles, saves, scan, server, strings, transaction,
+    wait, xread,
 };
 use super::error::CommandError;
 
@@ -159,11 +160,12 @@ pub(super) static TABLE: [Command; COMMAND_COUNT] = [
     row("waitaof", 4, NOSCRIPT | BLOCKING, NO_KEY, wait::waitaof),
     row("xinfo", -2, NOSCRIPT | STALE, NO_KEY, xread::xinfo),
     row("xread", -4, NOSCRIPT | BLOCKING | STALE, NO_KEY, xread::xread),
+    row("slotstream.export", -2, READONLY, NO_KEY, export::export),
     row("slotstream.lastseq", -1, CONNECTION, NO_KEY, position::lastseq),
     row("slotstream.waitseq", -2, NOSCRIPT | BLOCKING | STALE, NO_KEY, position::waitseq),
 ];
 
-const COMMAND_COUNT: usize = 61;
+const COMMAND_COUNT: usize = 62;
 /// Longer names are not in the index.
 const NAME_SIZE_MAX: usize = 16;
 

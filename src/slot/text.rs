@@ -28,7 +28,8 @@ impl<'a> KeyValueText<'a> {
     }
 }
 
-fn lossless(bytes: &[u8]) -> (Option<&str>, Option<String>) {
+/// Text, or hexadecimal digits.
+pub(crate) fn lossless(bytes: &[u8]) -> (Option<&str>, Option<String>) {
     match std::str::from_utf8(bytes) {
         Ok(text) => (Some(text), None),
         Err(_) => (None, Some(hex(bytes))),

@@ -33,6 +33,7 @@ mod restart;
 mod rewind;
 mod roles;
 mod roles_at_run_time;
+mod rows;
 mod saves;
 mod switchover;
 mod switchover_steps;

@@ -195,10 +195,18 @@ pub(crate) struct RedisServer {
 impl RedisServer {
     /// `None`, and a word about it, where there is no redis-server.
     pub(crate) fn start() -> Option<Self> {
+        Self::start_from(None)
+    }
+
+    /// One that loads a dump first.
+    pub(crate) fn start_from(dump: Option<&Path>) -> Option<Self> {
         if !has_program("redis-server") {
             return None;
         }
         let directory = tempfile::tempdir().expect("a temporary directory");
+        if let Some(dump) = dump {
+            std::fs::copy(dump, directory.path().join("dump.rdb")).expect("a copy");
+        }
         let process = Command::new("redis-server")
             .args(["--port", "0", "--save", "", "--appendonly", "no", "--daemonize", "no"])
             .arg("--unixsocket")
@@ -212,6 +220,11 @@ impl RedisServer {
         let redis = Self { process, directory };
         wait_until("redis-server listening", || redis.try_connect().is_ok());
         Some(redis)
+    }
+
+    /// Where SAVE writes.
+    pub(crate) fn dump(&self) -> std::path::PathBuf {
+        self.directory.path().join("dump.rdb")
     }
 
     fn try_connect(&self) -> io::Result<UnixStream> {

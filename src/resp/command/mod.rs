@@ -2,6 +2,7 @@
 
 pub(super) mod client;
 pub(super) mod expiry;
+pub(super) mod export;
 pub(super) mod info;
 pub(super) mod keys;
 mod kill;

@@ -49,7 +49,7 @@ fn options<'a>(call: &Call<'a>) -> Result<Options<'a>, CommandError> {
     Ok(options)
 }
 
-fn parse_cursor(text: &[u8]) -> Result<u64, CommandError> {
+pub(super) fn parse_cursor(text: &[u8]) -> Result<u64, CommandError> {
     // As C's strtoul, but for blanks and signs, which Redis refuses or no client sends.
     std::str::from_utf8(text)
         .ok()
@@ -58,8 +58,15 @@ fn parse_cursor(text: &[u8]) -> Result<u64, CommandError> {
         .ok_or(CommandError::text("ERR invalid cursor"))
 }
 
-fn cursor(shard: ShardIndex, slot: SlotIndex) -> u64 {
+pub(super) fn cursor(shard: ShardIndex, slot: SlotIndex) -> u64 {
     u64::from(shard.0) << 32 | u64::from(slot.0)
+}
+
+/// The shard and the slot of a cursor.
+pub(super) fn place(cursor: u64) -> (u16, SlotIndex) {
+    #[expect(clippy::cast_possible_truncation, reason = "the low half of the cursor is the slot")]
+    let slot = SlotIndex(cursor as u32);
+    (u16::try_from(cursor >> 32).unwrap_or(u16::MAX), slot)
 }
 
 /// `SCAN cursor [MATCH pattern] [COUNT count] [TYPE type]`
@@ -74,9 +81,7 @@ pub(in crate::resp) fn scan(call: &mut Call<'_>) -> Result<Flow, CommandError> {
     let (mut found, mut seen) = (0, 0);
     // Few slots at a time where records are dense, so that little more than COUNT is returned.
     let mut step = u32::try_from(count).unwrap_or(SLOTS_PER_VISIT).min(SLOTS_PER_VISIT);
-    #[expect(clippy::cast_possible_truncation, reason = "the low half of the cursor is the slot")]
-    let mut slot = SlotIndex(start as u32);
-    let mut shard = u16::try_from(start >> 32).unwrap_or(u16::MAX);
+    let (mut shard, mut slot) = place(start);
     let next = loop {
         if shard >= shard_count {
             break 0;

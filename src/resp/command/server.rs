@@ -179,7 +179,11 @@ pub(in crate::resp) fn command(call: &mut Call<'_>) -> Outcome {
 }
 
 /// What to say of the commands that are no other server's; clients know the rest.
-const DOCS: [(&str, &str); 2] = [
+const DOCS: [(&str, &str); 3] = [
+    (
+        "slotstream.export",
+        "EXPORT cursor [COUNT n]: next cursor, shard, and key, value, expiry (Unix ms, 0 = never) of each record",
+    ),
     (
         "slotstream.lastseq",
         "LASTSEQ [key]: shard, term and seq of this connection's last write to each shard, or to the key's",
