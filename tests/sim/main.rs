@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may end this way")]
 
+mod headers;
 mod history;
 mod log;
 mod network;
@@ -77,6 +78,7 @@ fn every_seed_converges_and_keeps_the_invariants() {
     assert!(sum.scans_resumed > count / 10, "{sum:?}");
     assert!(sum.power_cuts > count / 2 && sum.slots_regained > count / 2, "{sum:?}");
     assert!(sum.given_up > count / 50, "{sum:?}");
+    assert!(sum.follower_power_cuts > count / 4, "{sum:?}");
     assert!(sum.full_scans >= count && sum.records_sent > count, "{sum:?}");
 }
 

@@ -71,6 +71,7 @@ pub(crate) struct Lane {
 }
 
 impl Node {
+    /// A node that neither leads nor follows yet.
     pub(crate) fn new(number: usize, store: Store, clock: Arc<ManualClock>) -> Self {
         let options = follower::Options {
             follower_id: Uuid::from_u128(number as u128 + 1),
@@ -79,7 +80,7 @@ impl Node {
         };
         store.keep_disks();
         let epochs = vec![0; usize::from(store.geometry().shard_count)];
-        let mut node = Self {
+        Self {
             name: format!("node {number}"),
             store,
             clock,
@@ -88,9 +89,7 @@ impl Node {
             options,
             dropped: Dropped::new(),
             epochs,
-        };
-        node.follow(0);
-        node
+        }
     }
 
     pub(crate) fn is_leader(&self) -> bool {
@@ -176,6 +175,31 @@ impl Node {
         self.store.keep_disks();
     }
 
+    /// The machine of a follower loses power: it follows on, and must not lead before it has caught up.
+    pub(crate) fn lose_power_following(&mut self, choose: impl FnMut() -> bool) {
+        self.cut();
+        self.start_after_power_cut(choose);
+        let Self { name, store, role, .. } = &mut *self;
+        assert!(!store.is_regaining(), "{name}: a follower leads after a power cut");
+        assert!(store.check_promote().is_err(), "{name}: a follower may lead after a power cut");
+        store.set_read_only(true);
+        if let Role::Follower { lanes, .. } = role {
+            for lane in lanes {
+                (lane.watermark, lane.mirror) = (store.progress(lane.shard).seq, Mirror::default());
+                assert!(!store.was_in_sync(lane.shard), "{name}: shard {} passes for a state", lane.shard);
+            }
+        }
+        self.assert_epochs_rise();
+        self.assert_sound();
+    }
+
+    fn start_after_power_cut(&mut self, choose: impl FnMut() -> bool) {
+        self.store.write_back(choose);
+        let spare = self.store.copy_in_memory().expect("a copy");
+        let store = std::mem::replace(&mut self.store, spare);
+        self.store = store.reopen_after_power_cut().expect("a store opens again");
+    }
+
     /// The machine of a leader loses power: what was not durable is gone in part.
     pub(crate) fn lose_power(&mut self, histories: &mut Histories, choose: impl FnMut() -> bool) {
         let whole = match self.leading().and_then(|leading| leading.lost.take()) {
@@ -183,10 +207,7 @@ impl Node {
             None => histories.whole(&self.store),
         };
         self.cut();
-        self.store.write_back(choose);
-        let spare = self.store.copy_in_memory().expect("a copy");
-        let store = std::mem::replace(&mut self.store, spare);
-        self.store = store.reopen_after_power_cut().expect("a store opens again");
+        self.start_after_power_cut(choose);
         self.regain(histories, whole);
     }
 

@@ -8,7 +8,7 @@ use std::sync::Once;
 
 use slotstream::planted::{Bug, is_any_planted, plant};
 
-use crate::{log, power, try_run};
+use crate::{headers, log, power, try_run};
 
 const SEEDS_MAX: u64 = 500;
 
@@ -84,6 +84,8 @@ planted! {
     what_is_given_back_is_taken_though_older: RegainedThoughOlder,
     new_term_is_cut_too_high: RegainedTooHigh,
     new_term_begins_before_a_sync: RegainedNotSynced,
+    role_is_not_synced: RoleNotSynced,
+    lineage_is_not_synced: LineageNotSynced,
 }
 
 #[test]
@@ -104,6 +106,11 @@ fn failed_sync_is_tried_again() {
 #[test]
 fn log_is_cut_before_slots_are_synced() {
     assert_found_by(Bug::LogCutBeforeSync, power::all_lives);
+}
+
+#[test]
+fn rewind_is_not_synced() {
+    assert_found_by(Bug::RewindNotSynced, headers::all_cuts);
 }
 
 #[test]

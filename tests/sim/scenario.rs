@@ -20,7 +20,7 @@ pub(crate) struct Scenario {
     pub(crate) write_percent: usize,
     /// Faults in a hundred that are changes of roles.
     pub(crate) role_percent: usize,
-    /// Faults in a hundred that are power cuts of a leader.
+    /// Faults in a hundred that are power cuts.
     pub(crate) power_percent: usize,
     /// Clocks differ by up to this much.
     pub(crate) skew_ms: usize,
@@ -86,6 +86,7 @@ pub(crate) struct Tally {
     pub(crate) writes_dropped: u64,
     pub(crate) scans_resumed: u64,
     pub(crate) power_cuts: u64,
+    pub(crate) follower_power_cuts: u64,
     pub(crate) slots_regained: u64,
     /// Shards that were given up to a leader that did not remember them.
     pub(crate) given_up: u64,
@@ -103,6 +104,7 @@ impl Tally {
         self.writes_dropped += other.writes_dropped;
         self.scans_resumed += other.scans_resumed;
         self.power_cuts += other.power_cuts;
+        self.follower_power_cuts += other.follower_power_cuts;
         self.slots_regained += other.slots_regained;
         self.given_up += other.given_up;
     }

@@ -82,6 +82,7 @@ impl World {
         };
         let mut nodes: Vec<_> = (0..scenario.node_count).map(&mut node).collect();
         nodes[0].lead(&mut histories, |_| {});
+        nodes[1..].iter_mut().for_each(|node| node.follow(0));
         Self {
             random,
             scenario,

@@ -1,5 +1,5 @@
-//! What goes wrong: connections that end or hang, restarts, and power cuts of leaders, with what is lost
-//! in them, who gives it back, and what the new term must hold.
+//! What goes wrong: connections that end or hang, restarts, and power cuts. Of a leader, with what is lost
+//! in them, who gives it back, and what the new term must hold; of a follower, which begins anew.
 
 use slotstream::slot::lineage;
 use slotstream::{Seq, ShardIndex, leader};
@@ -77,6 +77,7 @@ impl World {
             }
             Some(leader) => {
                 node.store = copy;
+                node.store.keep_disks();
                 node.follow(leader);
             }
         }
@@ -99,14 +100,25 @@ impl World {
         }
     }
 
-    /// A leader's machine loses power, and starts again. Sometimes nothing goes wrong from there on: then all
-    /// that its followers have comes back.
+    /// A machine loses power, and starts again. After a leader's sometimes nothing goes wrong from there on: then
+    /// all that its followers have comes back.
     pub(super) fn cut_power(&mut self, step: usize) {
-        let number = self.a_leader();
+        let followers = self.nodes.iter().filter(|node| !node.is_leader()).count();
+        let number = if followers > 0 && self.random.percent(40) {
+            let at = self.random.below(followers);
+            (0..self.nodes.len()).filter(|node| !self.nodes[*node].is_leader()).nth(at).unwrap()
+        } else {
+            self.a_leader()
+        };
         self.trace(|| format!("{step}: node {number} loses power"));
-        self.tally.power_cuts += 1;
         let percent = *self.random.pick(&[0, 20, 50, 80]);
         let random = &mut self.random;
+        if !self.nodes[number].is_leader() {
+            self.nodes[number].lose_power_following(|| random.percent(percent));
+            self.tally.follower_power_cuts += 1;
+            return;
+        }
+        self.tally.power_cuts += 1;
         self.nodes[number].lose_power(&mut self.histories, || random.percent(percent));
         if self.random.percent(50) || self.scenario.noise_percent > 0 {
             return;
