@@ -115,3 +115,38 @@ impl Store {
         HistoryError::Sync { shard, error }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slot::Geometry;
+    use crate::store::{Options, Progress, Step, WriteError};
+
+    #[test]
+    fn a_store_that_has_led_follows_from_its_own_head() {
+        let geometry = Geometry { shard_count: 2, key_size_max: 8, value_size_max: 8, shard_prefix_bits: 0 };
+        let store = Store::open("memory".as_ref(), Options::memory(geometry, 100)).unwrap();
+        let shard = store.shard_of(b"key");
+        let seq = store.put(b"key", b"value").unwrap();
+        store.demote().unwrap();
+        assert_eq!(store.put(b"key", b"later"), Err(WriteError::ReadOnly));
+        assert_eq!(store.progress(shard), Progress { epoch: 1, seq, consistent_at: seq, step: Step::None });
+        let empty = store.shards().find(|other| *other != shard).unwrap();
+        assert_eq!(
+            store.progress(empty),
+            Progress { epoch: 1, ..Progress::default() },
+            "all of its own, which is nothing"
+        );
+        store.check_promote().expect("it may lead again, whoever it was to follow");
+        // What it followed meanwhile counts from then on.
+        let later = Progress { epoch: 2, seq: Seq(9), consistent_at: Seq(9), step: Step::None };
+        store.set_progress(shard, later);
+        store.demote().unwrap();
+        assert_eq!(store.progress(shard), later);
+        // A promotion that was cut short between two shards.
+        store.exclusive(shard).shard.promote(3, 7).unwrap();
+        store.promote_rest().unwrap();
+        assert!(!store.is_follower());
+        assert!(store.shards().all(|shard| store.lineage(shard).last().unwrap().epoch == 3));
+    }
+}

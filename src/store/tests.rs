@@ -620,33 +620,6 @@ fn a_follower_s_store_leads_only_when_promoted_and_only_when_consistent() {
 }
 
 #[test]
-fn a_store_that_has_led_follows_from_its_own_head() {
-    let store = memory(2, 100);
-    let shard = store.shard_of(b"key");
-    let seq = store.put(b"key", b"value").unwrap();
-    store.demote().unwrap();
-    assert_eq!(store.put(b"key", b"later"), Err(WriteError::ReadOnly));
-    assert_eq!(store.progress(shard), Progress { epoch: 1, seq, consistent_at: seq, step: Step::None });
-    let empty = store.shards().find(|other| *other != shard).unwrap();
-    assert_eq!(
-        store.progress(empty),
-        Progress { epoch: 1, ..Progress::default() },
-        "all of its own, which is nothing"
-    );
-    store.check_promote().expect("it may lead again, whoever it was to follow");
-    // What it followed meanwhile counts from then on.
-    let later = Progress { epoch: 2, seq: Seq(9), consistent_at: Seq(9), step: Step::None };
-    store.set_progress(shard, later);
-    store.demote().unwrap();
-    assert_eq!(store.progress(shard), later);
-    // A promotion that was cut short between two shards.
-    store.exclusive(shard).shard.promote(3, 7).unwrap();
-    store.promote_rest().unwrap();
-    assert!(!store.is_follower());
-    assert!(store.shards().all(|shard| store.lineage(shard).last().unwrap().epoch == 3));
-}
-
-#[test]
 fn no_write_comes_after_writes_were_stopped() {
     let store = std::sync::Arc::new(memory(4, 100_000));
     let writers: Vec<_> = (0..3_u8)
