@@ -34,6 +34,8 @@ pub enum Bug {
     ForcedImageRefused,
     /// A rewind leaves the slots to come in the index.
     IndexKeptInRewind,
+    /// What was written of a report before a kill stays in it when it is begun again.
+    HalfReportKept,
     /// A scan's position is kept before its batch is applied.
     PositionTooEarly,
     /// A scan that goes on leaves out the slot where it was cut off.

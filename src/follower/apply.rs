@@ -14,7 +14,7 @@ use crate::planted::{Bug, is_planted};
 use crate::slot::image::image_seq;
 use crate::slot::layout::HEADER_SIZE;
 use crate::slot::{Records, Seq, ShardIndex, SlotIndex};
-use crate::store::{Progress, Rewound, Step, Store};
+use crate::store::{Progress, Rewinding, Rewound, Step, Store};
 use crate::wire::message::{ScanDone, ScanPlace, ScanStart, WANT_LEN_MAX, Welcome};
 
 use super::link::LinkError;
@@ -32,6 +32,14 @@ pub(super) struct Applier {
     scan: Scanned,
     /// Slots asked for that have not come.
     asked: VecDeque<SlotIndex>,
+    work: Option<Work>,
+}
+
+/// What is done in pieces between frames.
+#[derive(Debug)]
+enum Work {
+    Begin { rewinding: Box<Rewinding>, welcome: Box<Welcome>, had: Seq },
+    End { rewinding: Box<Rewinding> },
 }
 
 /// How far the scan under way has come.
@@ -49,7 +57,7 @@ struct Scanned {
 impl Applier {
     pub(super) fn new(store: &Store, shard: ShardIndex) -> Self {
         let progress = store.progress(shard);
-        Self { shard, progress, scan: Scanned::default(), asked: VecDeque::new() }
+        Self { shard, progress, scan: Scanned::default(), asked: VecDeque::new(), work: None }
     }
 
     pub(super) fn watermark(&self) -> Seq {
@@ -62,12 +70,7 @@ impl Applier {
 
     /// Takes over the leader's lineage, makes room for a first scan, and begins a rewind if the leader
     /// shares less than is held here; says whether slots are to be asked for.
-    pub(super) fn welcome(
-        &mut self,
-        store: &Store,
-        totals: &Totals,
-        welcome: &Welcome,
-    ) -> Result<bool, LinkError> {
+    pub(super) fn welcome(&mut self, store: &Store, welcome: &Welcome) -> Result<bool, LinkError> {
         let (fork, head) = (welcome.fork, store.head_shared(self.shard));
         if fork > head && !is_planted(Bug::ForkTooHigh) {
             return Err(LinkError::Fork { found: fork, head });
@@ -77,9 +80,38 @@ impl Applier {
             return Err(LinkError::Since { found: welcome.since, wanted });
         }
         let is_asking = head > fork || store.is_astray(self.shard);
-        if is_asking {
-            self.begin_rewind(store, totals, welcome)?;
+        if !is_asking {
+            self.adopt(store, welcome)?;
+            return Ok(false);
         }
+        let goes_on = store.lineage(self.shard) == welcome.lineage;
+        let had = store.head(self.shard);
+        let rewinding = store.begin_rewind(self.shard, fork, goes_on).map_err(LinkError::Rewind)?;
+        self.work =
+            Some(Work::Begin { rewinding: Box::new(rewinding), welcome: Box::new(welcome.clone()), had });
+        Ok(true)
+    }
+
+    /// Whether the beginning or the end of a rewind has to go on before the leader is told anything.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.work.is_some()
+    }
+
+    /// Goes on with that: some milliseconds' worth of it, and at most so many slots reported.
+    pub(super) fn work(&mut self, store: &Store, totals: &Totals, slots_max: usize) -> Result<(), LinkError> {
+        let Some(work) = &mut self.work else { return Ok(()) };
+        let (Work::Begin { rewinding, .. } | Work::End { rewinding }) = work;
+        let rewound = store.step_rewind(rewinding, slots_max).map_err(LinkError::Rewind)?;
+        self.progress = store.progress(self.shard);
+        let Some(rewound) = rewound else { return Ok(()) };
+        if let Some(Work::Begin { welcome, had, .. }) = self.work.take() {
+            self.say_rewound(totals, &rewound, welcome.fork, had);
+            self.adopt(store, &welcome)?;
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, store: &Store, welcome: &Welcome) -> Result<(), LinkError> {
         if welcome.since < self.progress.seq {
             // Less is held than the watermark says: its page was written back, and slots were not.
             self.progress = Progress { seq: welcome.since, consistent_at: Seq::MAX, ..self.progress };
@@ -95,45 +127,40 @@ impl Applier {
             }
             None => Scanned { through: welcome.head, held: welcome.head, ..Scanned::default() },
         };
-        Ok(is_asking)
+        Ok(())
     }
 
-    fn begin_rewind(&mut self, store: &Store, totals: &Totals, welcome: &Welcome) -> Result<(), LinkError> {
-        let goes_on = store.lineage(self.shard) == welcome.lineage;
-        let had = store.head(self.shard);
-        let Rewound { dropped, report } =
-            store.begin_rewind(self.shard, welcome.fork, goes_on).map_err(LinkError::Rewind)?;
-        self.progress = store.progress(self.shard);
-        let (shard, fork) = (self.shard.0, welcome.fork.0);
-        if dropped > 0 {
+    fn say_rewound(&self, totals: &Totals, rewound: &Rewound, fork: Seq, had: Seq) {
+        let Rewound { dropped, report } = rewound;
+        let (shard, fork, had) = (self.shard.0, fork.0, had.0);
+        if *dropped > 0 {
             totals.rewinds.fetch_add(1, Relaxed);
-            totals.writes_dropped.fetch_add(dropped, Relaxed);
-            let report = report.unwrap_or_default();
+            totals.writes_dropped.fetch_add(*dropped, Relaxed);
+            let report = report.as_deref().unwrap_or_default();
             tracing::warn!(
                 shard,
                 fork,
-                had = had.0,
+                had,
                 dropped,
                 report,
                 "rewind: this shard holds writes that its leader never had; they are dropped, and are in the \
                  report in the data directory"
             );
         } else {
-            tracing::info!(shard, fork, had = had.0, "slots are asked for again");
+            tracing::info!(shard, fork, had, "slots are asked for again");
         }
-        Ok(())
     }
 
-    /// The next slots to ask for; none = all are there, and the scan comes.
-    pub(super) fn ask(&mut self, store: &Store) -> Result<Vec<SlotIndex>, LinkError> {
+    /// The next slots to ask for; none = all are there, and the scan comes. `None`: the rewind has to end first.
+    pub(super) fn ask(&mut self, store: &Store) -> Option<Vec<SlotIndex>> {
         assert!(self.asked.is_empty(), "one Want at a time");
         let slots = store.slots_to_ask_for(self.shard, WANT_LEN_MAX);
         self.asked.extend(&slots);
-        if slots.is_empty() {
-            store.end_rewind(self.shard).map_err(LinkError::Rewind)?;
-            self.progress = store.progress(self.shard);
+        if slots.is_empty() && matches!(self.progress.step, Step::Rewind { .. }) {
+            self.work = Some(Work::End { rewinding: Box::new(Rewinding::end(self.shard)) });
+            return None;
         }
-        Ok(slots)
+        Some(slots)
     }
 
     /// Applies slots that were asked for; says whether all of them have come.

@@ -356,10 +356,11 @@ impl Up {
             self.has_streamed |= self.link.is_streaming();
         }
         if self.is_send_due && self.is_writable {
-            self.is_writable = self.link.send(&mut self.stream, env)? != Done::Blocked;
-            self.is_send_due = !self.is_writable;
+            let done = self.link.send(&mut self.stream, env)?;
+            self.is_writable = done != Done::Blocked;
+            self.is_send_due = done != Done::Nothing;
         }
-        Ok(self.is_readable)
+        Ok(self.is_readable || self.is_send_due && self.is_writable)
     }
 }
 

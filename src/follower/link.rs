@@ -262,7 +262,7 @@ impl LinkError {
 pub enum Done {
     /// Nothing more now.
     Nothing,
-    /// There may be more to receive.
+    /// There may be more to receive, or there is more to do.
     More,
     /// The transport takes no more.
     Blocked,
@@ -462,8 +462,18 @@ impl Link {
             if self.core.is_ack_due {
                 self.core.push_ack(frames, env);
             }
-            if self.core.is_want_due {
-                self.core.push_want(frames, env)?;
+            if self.core.applier.is_at_work() {
+                if frames.is_empty() {
+                    let slots_max = env.options.rewind_slots_max;
+                    let done = self.core.applier.work(env.store, &env.links.totals, slots_max);
+                    done.inspect_err(|error| self.core.tell_failed(error, env))?;
+                    return Ok(Done::More);
+                }
+            } else if self.core.is_want_due {
+                self.core.push_want(frames, env);
+                if self.core.applier.is_at_work() {
+                    continue;
+                }
             }
             if let Some(lender) = self.core.lender.as_mut().filter(|_| frames.is_empty()) {
                 lender.next(env.store, self.core.epoch, frames)?;
@@ -560,13 +570,8 @@ impl Core {
             return Err(LinkError::OldEpoch { found: welcome.epoch, wanted: self.epoch });
         }
         self.check_emptied(welcome, env)?;
-        let is_asking = self.applier.welcome(env.store, &env.links.totals, welcome);
-        let is_asking = is_asking.inspect_err(|error| {
-            if env.store.has_failed_sync() {
-                tracing::error!(shard = self.shard.0, %error, "this node cannot follow, and ends");
-                env.links.notices.tell(Notice::Failed);
-            }
-        })?;
+        let is_asking = self.applier.welcome(env.store, welcome);
+        let is_asking = is_asking.inspect_err(|error| self.tell_failed(error, env))?;
         self.epoch = welcome.epoch;
         self.lender = None;
         self.state = if is_asking { State::Rewind } else { State::Scan };
@@ -583,6 +588,14 @@ impl Core {
         self.cell.scan_slots_total.store(welcome.slots_formatted, Relaxed);
         self.cell.scan_slots.store(0, Relaxed);
         Ok(())
+    }
+
+    /// What could not be made durable once must not be tried again.
+    fn tell_failed(&self, error: &LinkError, env: Env<'_>) {
+        if env.store.has_failed_sync() {
+            tracing::error!(shard = self.shard.0, %error, "this node cannot follow, and ends");
+            env.links.notices.tell(Notice::Failed);
+        }
     }
 
     /// What is held here is not given up to a leader that has lived through none of it, unless somebody was promoted
@@ -655,14 +668,13 @@ impl Core {
     }
 
     /// Asks for the next slots, or says that there are none and that the scan may begin.
-    fn push_want(&mut self, frames: &mut Vec<u8>, env: Env<'_>) -> Result<(), LinkError> {
-        let slots = self.applier.ask(env.store)?;
+    fn push_want(&mut self, frames: &mut Vec<u8>, env: Env<'_>) {
+        let Some(slots) = self.applier.ask(env.store) else { return };
         if slots.is_empty() {
             self.state = State::Scan;
         }
         Want { slots }.push(frames, self.epoch);
         self.is_want_due = false;
-        Ok(())
     }
 
     fn publish(&mut self, env: Env<'_>) {

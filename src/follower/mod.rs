@@ -61,6 +61,8 @@ pub struct Options {
     /// A link that lived this long, reached phase stream or got on with a scan was a good one: the next pause
     /// is short again.
     pub back_off_reset_after: Duration,
+    /// Slots that are reported at most in one piece of a rewind's report; between pieces the link says that it lives.
+    pub rewind_slots_max: usize,
     /// Bytes of a link's receive buffer; the largest frame must fit.
     pub receive_buffer_bytes: usize,
 }
@@ -79,6 +81,7 @@ impl Default for Options {
             back_off_min: Duration::from_millis(100),
             back_off_max: Duration::from_secs(5),
             back_off_reset_after: Duration::from_secs(10),
+            rewind_slots_max: 4096,
             receive_buffer_bytes: HEADER_SIZE + PAYLOAD_SIZE_MAX + RECEIVE_AHEAD_BYTES,
         }
     }

@@ -55,6 +55,8 @@ pub const REDO_OFFSET: usize = header::HEADER_PAGE_SIZE;
 pub const BLOCK_SLOTS: u32 = 8;
 
 const PAGE_SIZE: usize = 4096;
+/// What a disk takes in some tenths of a second; whole pages.
+const SYNC_PIECE_BYTES: usize = 32 << 20;
 const GROWTH_MIN: usize = 64 << 10;
 
 /// Why a record was not applied. Records before it in the batch are.
@@ -374,6 +376,18 @@ impl Shard {
     /// Makes all that was written durable.
     pub fn sync(&self) -> io::Result<()> {
         self.slots.region.sync()
+    }
+
+    /// Makes a piece of it durable, from this byte on; where the next one begins.
+    pub fn sync_piece(&self, from: usize) -> io::Result<Option<usize>> {
+        let to = from.saturating_add(SYNC_PIECE_BYTES).min(self.slots.region.len());
+        if to == self.slots.region.len() {
+            // Whatever is left, and any error that was not told yet.
+            self.slots.region.sync()?;
+            return Ok(None);
+        }
+        self.slots.region.sync_part(from, to - from)?;
+        Ok(Some(to))
     }
 
     /// What is written to the shard from now on is told from what came before, also after a power cut.

@@ -66,7 +66,7 @@ pub use recovery::ReplayError;
 pub use regain::{GivenBack, RegainError};
 pub use replicate::{Applied, PromoteError};
 use report::Reports;
-pub use rewind::Rewound;
+pub use rewind::{Rewinding, Rewound};
 
 /// What lies behind a shard's lock.
 pub(crate) struct Locked {

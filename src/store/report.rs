@@ -3,18 +3,20 @@
 //! A report tells what slots held. So a dropped deletion is in it as long as the slot still tells of it, and not
 //! if the slot was used again since: then the key is back, and only the newer write is said to be dropped.
 //!
-//! A report is written and made durable under a name of its own before the rewind is noted, and takes
-//! its final name after that; so a rewind that is cut off anywhere leaves one report, and never two.
+//! A report is written in pieces and made durable under a name of its own, which says above which seq it lies; then
+//! the rewind to that seq is noted; then the report takes its final name. So a rewind that is cut off anywhere
+//! leaves one report, and never two, and a part of one is never taken for the whole. The first line says what it is.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use crate::slot::{KeyValueText, ShardIndex, SlotIndex, SlotView, Status};
+use crate::planted::{Bug, is_planted};
+use crate::slot::{KeyValueText, Seq, ShardIndex, SlotIndex, SlotView, Status};
 
 use super::directory;
 
@@ -63,32 +65,85 @@ pub(super) fn push_line(
     out.push(b'\n');
 }
 
-fn unfinished(shard: ShardIndex) -> String {
-    format!("dropped-{:04}.unfinished", shard.0)
+/// The first line.
+#[derive(Debug, Serialize)]
+struct Head<'a> {
+    about: &'a str,
+    shard: u16,
+    /// The last seq that the leader shares.
+    fork: u64,
+    /// The newest term that the writes belong to.
+    epoch: u64,
+}
+
+const ABOUT: &str = "what slots held above seq `fork`, dropped since the leader had lived through something else; a deletion \
+                     whose slot was used again since is not told";
+
+/// A report while it is written.
+#[derive(Debug)]
+pub(super) struct Draft {
+    name: String,
+    /// Of a store in memory: none.
+    file: Option<File>,
+    unsynced: usize,
+}
+
+/// Synced in so large parts that the last sync is a short one.
+const UNSYNCED_MAX: usize = 4 << 20;
+
+fn unfinished(shard: ShardIndex, fork: Seq) -> String {
+    format!("dropped-{:04}-above-{fork}.unfinished", shard.0)
+}
+
+fn is_unfinished(name: &str, shard: ShardIndex) -> bool {
+    name.starts_with(&format!("dropped-{:04}-above-", shard.0)) && name.ends_with(".unfinished")
 }
 
 impl Reports {
-    /// Writes an unfinished report and makes it durable; `fill` writes the lines.
-    pub(super) fn write(
-        &self,
-        shard: ShardIndex,
-        fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let name = unfinished(shard);
-        match self {
-            Self::Directory(path) => {
-                let mut file = BufWriter::new(File::create(path.join(name))?);
-                fill(&mut file)?;
-                file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-                directory::sync(path)
-            }
-            Self::Memory(reports) => {
-                let mut bytes = Vec::new();
-                fill(&mut bytes)?;
-                reports.lock().insert(name, bytes);
-                Ok(())
-            }
+    /// Begins an unfinished report; one that was begun before is void.
+    pub(super) fn begin(&self, shard: ShardIndex, fork: Seq, epoch: u64) -> io::Result<Draft> {
+        if !is_planted(Bug::HalfReportKept) {
+            self.discard(shard)?;
         }
+        let name = unfinished(shard, fork);
+        let file = match self {
+            Self::Directory(path) => Some(File::create(path.join(&name))?),
+            Self::Memory(_) => None,
+        };
+        let mut draft = Draft { name, file, unsynced: 0 };
+        let head = Head { about: ABOUT, shard: shard.0, fork: fork.0, epoch };
+        let mut line = serde_json::to_vec(&head).expect("every field is text or a number");
+        line.push(b'\n');
+        self.add(&mut draft, &line)?;
+        Ok(draft)
+    }
+
+    /// Writes some lines.
+    pub(super) fn add(&self, draft: &mut Draft, lines: &[u8]) -> io::Result<()> {
+        match (self, &mut draft.file) {
+            (Self::Memory(reports), _) => {
+                reports.lock().entry(draft.name.clone()).or_default().extend_from_slice(lines);
+            }
+            (Self::Directory(_), Some(file)) => {
+                file.write_all(lines)?;
+                draft.unsynced += lines.len();
+                if draft.unsynced >= UNSYNCED_MAX {
+                    file.sync_data()?;
+                    draft.unsynced = 0;
+                }
+            }
+            (Self::Directory(_), None) => unreachable!("a draft in a directory is a file"),
+        }
+        Ok(())
+    }
+
+    /// All lines are written: makes them durable.
+    pub(super) fn end(&self, draft: &Draft) -> io::Result<()> {
+        if let (Self::Directory(path), Some(file)) = (self, &draft.file) {
+            file.sync_all()?;
+            directory::sync(path)?;
+        }
+        Ok(())
     }
 
     /// Of a store in memory: its reports, to go on separately.
@@ -99,25 +154,26 @@ impl Reports {
         }
     }
 
-    /// Forgets the shard's unfinished report.
+    /// Forgets the shard's unfinished reports.
     pub(super) fn discard(&self, shard: ShardIndex) -> io::Result<()> {
-        let name = unfinished(shard);
         match self {
-            Self::Directory(path) => match fs::remove_file(path.join(name)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => {}
-            },
-            Self::Memory(reports) => {
-                reports.lock().remove(&name);
+            Self::Directory(path) => {
+                for entry in fs::read_dir(path)? {
+                    let entry = entry?;
+                    if entry.file_name().to_str().is_some_and(|name| is_unfinished(name, shard)) {
+                        fs::remove_file(entry.path())?;
+                    }
+                }
             }
+            Self::Memory(reports) => reports.lock().retain(|name, _| !is_unfinished(name, shard)),
         }
         Ok(())
     }
 
-    /// Gives the shard's unfinished report, if there is one, its final name: `stem`, and a number if
-    /// that is taken.
-    pub(super) fn publish(&self, shard: ShardIndex, stem: &str) -> io::Result<Option<String>> {
-        let unfinished = unfinished(shard);
+    /// Gives the shard's unfinished report of what lies above `fork`, if there is one, its final name: `stem`, and a
+    /// number if that is taken. The rewind to that seq is noted, so the report is whole.
+    pub(super) fn publish(&self, shard: ShardIndex, fork: Seq, stem: &str) -> io::Result<Option<String>> {
+        let unfinished = unfinished(shard, fork);
         match self {
             Self::Directory(path) => {
                 if !path.join(&unfinished).exists() {

@@ -4,13 +4,15 @@
 //! noted, durably, so that the state counts as nobody's until the leader's scan is through; the report gets its
 //! name; the slots that are astray leave the index. Then the caller asks the leader for these slots, in
 //! order, and applies what comes. What lies above a noted fork has been reported and is never again.
+//!
+//! All of it is done in pieces, so that the link that waits for it can say meanwhile that it is alive.
 
-use std::io::{self, Write};
+use std::io;
 
 use crate::shard::header::Step;
 use crate::slot::{Records, Seq, ShardIndex, SlotIndex};
 
-use super::report::push_line;
+use super::report::{Draft, push_line};
 use super::{ApplyError, Progress, Store};
 
 /// What a rewind begins with.
@@ -20,6 +22,53 @@ pub struct Rewound {
     pub dropped: u64,
     /// Name of the report in the data directory, if any write is dropped.
     pub report: Option<String>,
+}
+
+/// A rewind that begins or ends.
+#[derive(Debug)]
+pub struct Rewinding {
+    shard: ShardIndex,
+    fork: Seq,
+    /// What lies above was reported before.
+    reported_above: Seq,
+    /// Slots below have the leader's images.
+    first: SlotIndex,
+    stem: String,
+    epoch: u64,
+    was_consistent: bool,
+    stage: Stage,
+    rewound: Rewound,
+}
+
+/// What the next step does.
+#[derive(Debug)]
+enum Stage {
+    Report { draft: Option<Draft>, next: SlotIndex },
+    Note,
+    Unindex { next: SlotIndex },
+    Reindex { next: SlotIndex },
+    Sync { from: usize },
+}
+
+/// Bytes of a report that are written at once.
+const PIECE_BYTES: usize = 256 << 10;
+
+impl Rewinding {
+    /// All slots of the shard that were astray have the leader's images; its scan goes on from the watermark.
+    #[must_use]
+    pub fn end(shard: ShardIndex) -> Self {
+        Self {
+            shard,
+            fork: Seq::ZERO,
+            reported_above: Seq::ZERO,
+            first: SlotIndex(0),
+            stem: String::new(),
+            epoch: 0,
+            was_consistent: true,
+            stage: Stage::Sync { from: 0 },
+            rewound: Rewound::default(),
+        }
+    }
 }
 
 impl Store {
@@ -40,70 +89,128 @@ impl Store {
         !locked.shard.damaged().is_empty() || matches!(locked.shard.progress().step, Step::Rewind { .. })
     }
 
-    /// Begins a rewind to `fork`, or goes on with one; `goes_on` = with the same leader as before.
-    pub fn begin_rewind(&self, shard: ShardIndex, fork: Seq, goes_on: bool) -> io::Result<Rewound> {
+    /// Begins a rewind to `fork`, or goes on with one; `goes_on` = with the same leader as before. Nothing is
+    /// given up before [`Store::step_rewind`] has said that all is noted.
+    pub fn begin_rewind(&self, shard: ShardIndex, fork: Seq, goes_on: bool) -> io::Result<Rewinding> {
         let progress = self.progress(shard);
-        let (reported_above, done) = match progress.step {
-            Step::Rewind { fork: noted, next } => (noted, next),
-            Step::None | Step::Scan { .. } => (Seq::MAX, SlotIndex(0)),
-        };
-        let fork = fork.min(reported_above);
         let last = self.lineage(shard).last().copied();
         let stem = last.map_or_else(
             || format!("dropped-{:04}", shard.0),
             |term| format!("dropped-{:04}-epoch-{}-term-{:016x}", shard.0, term.epoch, term.id),
         );
-        let mut dropped = 0;
-        if fork < reported_above {
-            dropped = self.report(shard, fork, reported_above)?;
-            if dropped == 0 {
-                // Damaged slots only, or a report whose rewind was never noted.
-                self.reports.discard(shard)?;
-            }
+        let (mut reported_above, mut done, mut report) = (Seq::MAX, SlotIndex(0), None);
+        if let Step::Rewind { fork: noted, next } = progress.step {
+            (reported_above, done) = (noted, next);
+            // A kill may have come before it got its name.
+            report = self.reports.publish(shard, noted, &stem)?;
         }
-        let next = if goes_on && fork == reported_above { done } else { SlotIndex(0) };
+        let fork = fork.min(reported_above);
+        let first = if goes_on && fork == reported_above { done } else { SlotIndex(0) };
+        let stage = match fork < reported_above {
+            true => Stage::Report { draft: None, next: SlotIndex(0) },
+            false => Stage::Note,
+        };
+        let epoch = last.map_or(0, |term| term.epoch);
+        let rewound = Rewound { dropped: 0, report };
+        let was_consistent = progress.is_consistent();
+        Ok(Rewinding { shard, fork, reported_above, first, stem, epoch, was_consistent, stage, rewound })
+    }
+
+    /// Goes on with what [`Store::begin_rewind`] has begun, or [`Rewinding::end`] ends: some milliseconds' worth of it,
+    /// and at most so many slots reported. What came of it, once it is through.
+    pub fn step_rewind(&self, rewinding: &mut Rewinding, slots_max: usize) -> io::Result<Option<Rewound>> {
+        let Rewinding { shard, fork, .. } = *rewinding;
+        let next = match &rewinding.stage {
+            Stage::Report { .. } => self.report(rewinding, slots_max)?,
+            Stage::Note => {
+                self.note_rewind(rewinding)?;
+                Some(Stage::Unindex { next: rewinding.first })
+            }
+            Stage::Unindex { next } => match self.exclusive(shard).shard.unindex(fork, *next) {
+                Some(next) => Some(Stage::Unindex { next }),
+                // An exact state has each key in one slot, so what is left is found already.
+                None => (!rewinding.was_consistent).then_some(Stage::Reindex { next: SlotIndex(0) }),
+            },
+            Stage::Reindex { next } => {
+                let next = self.exclusive(shard).shard.reindex(fork, rewinding.first, *next)?;
+                next.map(|next| Stage::Reindex { next })
+            }
+            Stage::Sync { from } => {
+                // A power cut must not bring back what was dropped once nothing says any more that it may.
+                let next = self.shared(shard).shard.sync_piece(*from)?;
+                if next.is_none() {
+                    self.exclusive(shard).shard.end_rewind();
+                }
+                next.map(|from| Stage::Sync { from })
+            }
+        };
+        match next {
+            Some(stage) => {
+                rewinding.stage = stage;
+                Ok(None)
+            }
+            None => Ok(Some(std::mem::take(&mut rewinding.rewound))),
+        }
+    }
+
+    /// From here on the state is nobody's, and the report is one.
+    fn note_rewind(&self, rewinding: &mut Rewinding) -> io::Result<()> {
+        let Rewinding { shard, fork, first, .. } = *rewinding;
+        let progress = self.progress(shard);
         self.exclusive(shard).shard.limit_durable(fork);
         self.set_progress(
             shard,
             Progress {
                 seq: progress.seq.min(fork),
                 consistent_at: Seq::MAX,
-                step: Step::Rewind { fork, next },
+                step: Step::Rewind { fork, next: first },
                 ..progress
             },
         );
         self.sync_rewind(shard).map_err(io::Error::other)?;
-        let report = self.reports.publish(shard, &stem)?;
-        self.unindex(shard, fork, next, progress.is_consistent())?;
-        Ok(Rewound { dropped, report })
+        if let Some(report) = self.reports.publish(shard, fork, &rewinding.stem)? {
+            rewinding.rewound.report = Some(report);
+        }
+        Ok(())
     }
 
-    /// Writes the unfinished report of what slots hold above `fork`, up to `last`; says how many do.
-    fn report(&self, shard: ShardIndex, fork: Seq, last: Seq) -> io::Result<u64> {
-        let now = self.clock.unix_ms();
-        let mut dropped = 0;
-        let mut slots = self.astray(shard, fork, SlotIndex(0), 1).peekable();
-        if slots.peek().is_none() {
-            return Ok(0);
-        }
-        self.reports.write(shard, |out: &mut dyn Write| {
-            let mut line = Vec::new();
-            for slot in slots {
-                line.clear();
-                let locked = self.shared(shard);
-                // A damaged slot has nothing to tell.
-                if let Ok(view) = locked.shard.view(slot)
-                    && view.seq() <= last
-                {
-                    push_line(&mut line, shard, slot, &view, now);
-                    dropped += 1;
-                }
-                drop(locked);
-                out.write_all(&line)?;
+    /// Writes a piece of the report of what slots hold above the fork and was not reported before.
+    fn report(&self, rewinding: &mut Rewinding, slots_max: usize) -> io::Result<Option<Stage>> {
+        let Rewinding { shard, fork, reported_above, epoch, .. } = *rewinding;
+        let Stage::Report { draft, next } = &mut rewinding.stage else { return Ok(None) };
+        let (mut slots, mut lines, now) = (Vec::new(), Vec::new(), self.clock.unix_ms());
+        let mut goes_on = self.shared(shard).shard.astray(fork, *next, &mut slots, slots_max);
+        for slot in slots {
+            if lines.len() >= PIECE_BYTES {
+                goes_on = Some(slot);
+                break;
             }
-            Ok(())
-        })?;
-        Ok(dropped)
+            let locked = self.shared(shard);
+            // A damaged slot has nothing to tell.
+            if let Ok(view) = locked.shard.view(slot)
+                && view.seq() <= reported_above
+            {
+                push_line(&mut lines, shard, slot, &view, now);
+                rewinding.rewound.dropped += 1;
+            }
+        }
+        if !lines.is_empty() {
+            let draft = match draft {
+                Some(draft) => draft,
+                None => draft.insert(self.reports.begin(shard, fork, epoch)?),
+            };
+            self.reports.add(draft, &lines)?;
+        }
+        if let Some(slot) = goes_on {
+            *next = slot;
+            return Ok(Some(Stage::Report { draft: draft.take(), next: slot }));
+        }
+        match draft {
+            Some(draft) => self.reports.end(draft)?,
+            // Damaged slots only, or a report whose rewind was never noted.
+            None => self.reports.discard(shard)?,
+        }
+        Ok(Some(Stage::Note))
     }
 
     /// All slots astray from `next` on, found as they are asked for, `batch` at a time.
@@ -135,20 +242,6 @@ impl Store {
         self.astray(shard, fork, next, count_max).take(count_max).collect()
     }
 
-    /// Slots below `done` have the leader's images already.
-    fn unindex(&self, shard: ShardIndex, fork: Seq, done: SlotIndex, was_consistent: bool) -> io::Result<()> {
-        let mut next = Some(done);
-        while let Some(slot) = next {
-            next = self.exclusive(shard).shard.unindex(fork, slot);
-        }
-        // An exact state has each key in one slot, so what is left is found already.
-        next = (!was_consistent).then_some(SlotIndex(0));
-        while let Some(slot) = next {
-            next = self.exclusive(shard).shard.reindex(fork, done, slot)?;
-        }
-        Ok(())
-    }
-
     /// Applies images that the leader was asked for, and notes that the slots below `next` are done.
     pub fn apply_forced(
         &self,
@@ -170,14 +263,6 @@ impl Store {
         Ok(applied)
     }
 
-    /// All slots that were astray have the leader's images; its scan goes on from the watermark.
-    pub fn end_rewind(&self, shard: ShardIndex) -> io::Result<()> {
-        // A power cut must not bring back what was dropped once nothing says any more that it may.
-        self.shared(shard).shard.sync()?;
-        self.exclusive(shard).shard.end_rewind();
-        Ok(())
-    }
-
     /// Finished reports of dropped writes, by name.
     pub fn reports(&self) -> io::Result<Vec<(String, Vec<u8>)>> {
         self.reports.read()
@@ -194,95 +279,15 @@ impl Store {
     }
 }
 
+/// Goes on to the end, in the smallest pieces.
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-    use crate::slot::Geometry;
-    use crate::store::Options;
-
-    const SHARD: ShardIndex = ShardIndex(0);
-
-    /// A store with five records above seq 5, one of them no text, and a deletion.
-    fn ahead() -> Store {
-        let geometry = Geometry { shard_count: 1, key_size_max: 8, value_size_max: 8, shard_prefix_bits: 0 };
-        let store = Store::open(Path::new("memory"), Options::memory(geometry, 100)).unwrap();
-        for key in 0..5_u8 {
-            store.put(&[b'a' + key], b"shared").unwrap();
+pub(super) fn run(store: &Store, mut rewinding: Rewinding) -> Rewound {
+    loop {
+        if let Some(rewound) = store.step_rewind(&mut rewinding, 1).unwrap() {
+            return rewound;
         }
-        for key in 3..6_u8 {
-            store.put(&[b'a' + key], b"lost").unwrap();
-        }
-        store.put(b"\xff", b"\x00\xfe").unwrap();
-        store.delete(b"a").unwrap();
-        store.demote().unwrap();
-        store
-    }
-
-    fn reopen(store: Store) -> Store {
-        let store = store.reopen_in_memory().unwrap();
-        store.set_read_only(true);
-        store
-    }
-
-    #[track_caller]
-    fn assert_reported(store: &Store) {
-        let reports = store.reports().unwrap();
-        assert_eq!(reports.len(), 1, "{reports:?}");
-        let (name, bytes) = &reports[0];
-        assert!(name.starts_with("dropped-0000-epoch-1-term-") && name.ends_with(".jsonl"), "{name}");
-        let lines: Vec<serde_json::Value> =
-            bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
-        let seqs: Vec<_> = lines.iter().map(|line| line["seq"].as_u64().unwrap()).collect();
-        // Slots in order: the deleted one, two that were overwritten, two that are new.
-        assert_eq!(seqs, [10, 6, 7, 8, 9]);
-        assert_eq!((&lines[0]["key"], lines[0]["deleted"].as_bool()), (&"a".into(), Some(true)));
-        assert!(lines[0].get("value").is_none());
-        assert_eq!((&lines[1]["key"], &lines[1]["value"]), (&"d".into(), &"lost".into()));
-        assert_eq!((&lines[4]["key_hex"], &lines[4]["value_hex"]), (&"ff".into(), &"00fe".into()));
-    }
-
-    /// The next step after each of those that a kill may come between.
-    #[test]
-    fn a_rewind_that_is_cut_off_at_any_step_leaves_one_whole_report() {
-        let fork = Seq(5);
-        // Before anything.
-        let store = reopen(ahead());
-        assert_eq!(store.begin_rewind(SHARD, fork, false).unwrap().dropped, 5);
-        assert_reported(&store);
-        // The report was written, or a part of it, and the rewind was not noted.
-        let store = ahead();
-        store.reports.write(SHARD, |out| out.write_all(b"{\"half\":")).unwrap();
-        let store = reopen(store);
-        assert!(store.reports().unwrap().is_empty());
-        assert_eq!(store.begin_rewind(SHARD, fork, false).unwrap().dropped, 5);
-        assert_reported(&store);
-        // The rewind was noted, and the report has not got its name.
-        let store = ahead();
-        store.report(SHARD, fork, Seq::MAX).unwrap();
-        let noted = Progress {
-            epoch: 1,
-            seq: fork,
-            consistent_at: Seq::MAX,
-            step: Step::Rewind { fork, next: SlotIndex(0) },
-        };
-        store.set_progress(SHARD, noted);
-        let store = reopen(store);
-        assert!(store.is_astray(SHARD));
-        let Rewound { dropped, report } = store.begin_rewind(SHARD, fork, true).unwrap();
-        assert!(dropped == 0 && report.is_some());
-        assert_reported(&store);
-        // All of that was done; and again.
-        let store = reopen(store);
-        assert_eq!(store.begin_rewind(SHARD, fork, true).unwrap(), Rewound::default());
-        assert_reported(&store);
-        assert_eq!((store.progress(SHARD), store.head_shared(SHARD)), (noted, fork));
-        // Another leader shares less: what lies between is dropped too, and nothing twice.
-        let Rewound { dropped, report } = store.begin_rewind(SHARD, Seq(1), false).unwrap();
-        assert_eq!((dropped, report.is_some(), store.reports().unwrap().len()), (2, true, 2));
-        // The slots below: what they held before was overwritten by what is dropped already.
-        assert_eq!(store.slots_to_ask_for(SHARD, 100).len(), 7);
-        assert!(store.check_promote().is_err(), "a shard inside a rewind does not lead");
     }
 }
+
+#[cfg(test)]
+mod tests;

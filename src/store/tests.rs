@@ -575,16 +575,15 @@ fn a_follower_with_a_damaged_slot_is_inconsistent_until_the_slot_has_come_again(
     let held = Progress { epoch: 1, seq: Seq(9), consistent_at: Seq::MAX, step: Step::None };
     assert_eq!(follower.progress(shard), held);
     assert!(follower.is_astray(shard));
-    follower.begin_rewind(shard, Seq(9), false).unwrap();
+    rewind::run(&follower, follower.begin_rewind(shard, Seq(9), false).unwrap());
     let slots = follower.slots_to_ask_for(shard, 10);
     assert_eq!(slots, [SlotIndex(3)]);
     let mut records = Vec::new();
     leader.push_slot(shard, slots[0], &mut records).unwrap();
     follower.apply_forced(shard, &records, SlotIndex(4)).unwrap();
     assert!(follower.slots_to_ask_for(shard, 10).is_empty());
-    follower.end_rewind(shard).unwrap();
-    assert!(follower.reports().unwrap().is_empty(), "nothing was dropped");
-    assert!(follower.damaged().is_empty());
+    rewind::run(&follower, Rewinding::end(shard));
+    assert!(follower.reports().unwrap().is_empty() && follower.damaged().is_empty(), "nothing was dropped");
     follower.check().unwrap();
     assert_equal(&leader, &follower);
 }

@@ -8,6 +8,7 @@
 mod headers;
 mod history;
 mod log;
+mod long_rewind;
 mod network;
 mod nodes;
 mod peers;

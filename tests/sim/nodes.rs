@@ -315,6 +315,9 @@ impl Node {
         for (_, bytes) in self.store.reports().unwrap() {
             for line in String::from_utf8(bytes).unwrap().lines() {
                 let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                if line.get("about").is_some() {
+                    continue;
+                }
                 let number = |field: &str| line[field].as_u64().unwrap();
                 let place = (
                     u16::try_from(number("shard")).unwrap(),

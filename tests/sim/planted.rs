@@ -79,6 +79,7 @@ planted! {
     stale_digest_is_believed: StaleDigestBelieved,
     older_epoch_is_accepted: OlderEpochAccepted,
     emptied_store_is_accepted: EmptiedStoreAccepted,
+    half_a_report_is_kept: HalfReportKept,
     forgotten_follower_is_emptied: ForgottenTaken,
     what_was_given_back_is_forgotten: RegainedForgotten,
     what_is_given_back_is_taken_though_older: RegainedThoughOlder,

@@ -27,6 +27,8 @@ pub(crate) struct Scenario {
     /// Deliveries in a hundred that flip a bit; links may then end for what the other end sent.
     pub(crate) noise_percent: usize,
     pub(crate) leader: leader::Options,
+    /// Slots of a piece of a rewind's report.
+    pub(crate) rewind_slots_max: usize,
 }
 
 impl Scenario {
@@ -69,6 +71,7 @@ impl Scenario {
             noise_percent: *random.pick(&[0, 0, 0, 5]),
             write_percent: *random.pick(&[5, 10, 25]),
             leader,
+            rewind_slots_max: *random.pick(&[1, 3, 4096]),
         }
     }
 }

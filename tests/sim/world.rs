@@ -16,7 +16,7 @@ use std::time::Duration;
 use slotstream::chance::Chance;
 use slotstream::clock::{Clock, ManualClock};
 use slotstream::links::Phase;
-use slotstream::store::{Options as StoreOptions, WriteError};
+use slotstream::store::{Options as StoreOptions, Step, WriteError};
 use slotstream::wire::RefuseCode;
 use slotstream::{Seq, ShardIndex, Store, follower, leader};
 use uuid::Uuid;
@@ -78,7 +78,9 @@ impl World {
                 ..StoreOptions::memory(scenario.geometry, scenario.slots)
             };
             let store = Store::open(std::path::Path::new("memory"), options).expect("a store in memory");
-            Node::new(number, store, clock)
+            let mut node = Node::new(number, store, clock);
+            node.options.rewind_slots_max = scenario.rewind_slots_max;
+            node
         };
         let mut nodes: Vec<_> = (0..scenario.node_count).map(&mut node).collect();
         nodes[0].lead(&mut histories, |_| {});
@@ -464,7 +466,9 @@ impl World {
         let node = &mut self.nodes[number];
         let (now, shard) = (node.now(), ShardIndex(u16::try_from(lane).unwrap()));
         let is_greeted = matches!(node.lanes()[lane].cell.phase(), Phase::Handshake | Phase::Queued);
-        let before = if is_greeted { node.slots(shard) } else { Vec::new() };
+        // A rewind may be noted in any turn before the scan.
+        let is_settled = matches!(node.lanes()[lane].cell.phase(), Phase::CatchUp | Phase::Stream);
+        let before = if is_settled { Vec::new() } else { node.slots(shard) };
         let noted_before = node.noted_fork(shard);
         let held = Holding::of(&node.store, shard);
         let Node { store, options, links, role, name, .. } = node;
@@ -501,14 +505,19 @@ impl World {
         }
         let progress = store.progress(shard);
         assert_eq!(progress.seq, watermark, "{name}: the store keeps the link's watermark");
-        assert!(watermark >= lane.watermark || is_greeted, "{name}: watermark goes back to {watermark}");
+        let fork = match progress.step {
+            Step::Rewind { fork, .. } if Some(fork) != noted_before => Some(fork),
+            _ => None,
+        };
+        let may_go_back = is_greeted || fork.is_some();
+        assert!(watermark >= lane.watermark || may_go_back, "{name}: watermark goes back to {watermark}");
         assert!(!is_streaming || progress.is_consistent(), "{name}: streaming inside a scan");
         let has_moved = watermark > lane.watermark;
         lane.watermark = watermark;
         if self.is_traced && (is_greeted || result.is_err()) {
             println!("{name} shard {shard}: {progress:?} {:?}", result.as_ref().err());
         }
-        if matches!(progress.step, slotstream::store::Step::Rewind { .. }) {
+        if matches!(progress.step, Step::Rewind { .. }) {
             lane.mirror.forget_slots();
         } else if links.totals.records_applied.load(Relaxed) > applied_before {
             lane.mirror.assert_no_slot_goes_back(store, shard, name);
@@ -521,7 +530,7 @@ impl World {
             assert_eq!(node.noted_fork(shard), noted_before, "{}: shard {shard} is emptied", node.name);
         }
         self.tally.given_up += u64::from(is_given_up);
-        if is_greeted && let Some(fork) = node.noted_fork(shard).filter(|fork| Some(*fork) != noted_before) {
+        if let Some(fork) = fork {
             self.note_dropped(number, shard, fork, noted_before.unwrap_or(Seq::MAX), &before);
         }
     }

@@ -187,7 +187,7 @@ fn read_in_part() -> (Store, Store, Reader, ChangeFeed) {
 fn a_failover_between_two_steps_of_one_feed_is_seen() {
     let (leader, node, _, mut feed) = read_in_part();
     // The node gives up everything above 100, and its slots are about to go back.
-    node.begin_rewind(SHARD, Seq(100), false).unwrap();
+    crate::store::rewind::run(&node, node.begin_rewind(SHARD, Seq(100), false).unwrap());
     for _ in 0..9 {
         assert_eq!(feed.step(&node, 9, |_, _, _| panic!("on its way back")).unwrap(), Fed::Drained);
     }
