@@ -141,3 +141,32 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::slot::{Seq, ShardIndex};
+    use crate::store::tests::memory;
+
+    /// What comes during the sync may not be durable after it, and the new term would say that it is.
+    #[test]
+    fn nothing_is_taken_back_from_the_moment_before_the_sync() {
+        for is_in_time in [true, false] {
+            let (store, shard) = (memory(1, 16), ShardIndex(0));
+            store.keep_disks();
+            store.put(b"key", b"value").unwrap();
+            let (mut scan, mut records) = (store.scan(shard, Seq::ZERO), Vec::new());
+            while store.scan_next(shard, &mut scan, &mut records, usize::MAX).unwrap() {}
+            let store = store.reopen_after_power_cut().unwrap();
+            assert!(store.is_regaining());
+            if !is_in_time {
+                store.exclusive(shard).shard.close_regain();
+            }
+            assert_eq!(store.give_back(shard, &records).unwrap().is_some(), is_in_time);
+            assert_eq!(store.regained(shard, Seq(1)), is_in_time);
+            assert_eq!(store.tail(shard), Some(Seq(u64::from(is_in_time))));
+            store.end_regain().unwrap();
+            assert_eq!(store.get(b"key").unwrap().is_some(), is_in_time);
+            assert_eq!(store.lineage(shard).last().unwrap().first_seq, 1 + u64::from(is_in_time));
+        }
+    }
+}
