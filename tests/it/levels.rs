@@ -1,4 +1,4 @@
-//! How sure a write is, how old a follower is, and who waits for whom: with real processes.
+//! How sure a write is, and who waits for whom: with real processes.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ const SIZES: &[&str] = &["--shard-count", "2", "--key-size", "16", "--value-size
 const PATIENT: &[&str] = &["--dead-after", "60s"];
 
 /// A leader and a follower of it, in sync, with more options for each.
-fn pair(directory: &tempfile::TempDir, leader: &[&str], follower: &[&str]) -> (Node, Node) {
+pub(crate) fn pair(directory: &tempfile::TempDir, leader: &[&str], follower: &[&str]) -> (Node, Node) {
     let leader = Node::leader(&directory.path().join("leader"), &[SIZES, PATIENT, leader].concat());
     let follower = Node::follower(&directory.path().join("follower"), &leader, &[PATIENT, follower].concat());
     wait_in_sync(&leader, &follower);
@@ -22,11 +22,11 @@ fn pair(directory: &tempfile::TempDir, leader: &[&str], follower: &[&str]) -> (N
     (leader, follower)
 }
 
-fn links(leader: &Node) -> Vec<serde_json::Value> {
+pub(crate) fn links(leader: &Node) -> Vec<serde_json::Value> {
     leader.status()["links"].as_array().expect("links").clone()
 }
 
-fn set(client: &mut Client, key: u32, value: &str) -> Reply {
+pub(crate) fn set(client: &mut Client, key: u32, value: &str) -> Reply {
     client.call(&["SET", &format!("key-{key:04}"), value])
 }
 
@@ -34,12 +34,12 @@ fn get(client: &mut Client, key: u32) -> Reply {
     client.call(&["GET", &format!("key-{key:04}")])
 }
 
-fn is_ok(reply: &Reply) -> bool {
+pub(crate) fn is_ok(reply: &Reply) -> bool {
     *reply == Reply::Simple("OK".to_owned())
 }
 
 #[track_caller]
-fn assert_error(reply: &Reply, words: &str) {
+pub(crate) fn assert_error(reply: &Reply, words: &str) {
     assert!(matches!(reply, Reply::Error(text) if text.starts_with(words)), "{reply:?}, wanted {words}");
 }
 
@@ -287,116 +287,6 @@ fn a_write_that_its_own_leader_lost_is_called_lost() {
     leader.kill();
     leader.restart();
     assert!(is_ok(&wait(&leader, &kept)) && is_ok(&wait(&leader, &other)));
-}
-
-#[test]
-fn lag_is_told_in_records_bytes_and_seconds_and_is_gone_when_caught_up() {
-    const RECORDS: u32 = 300;
-    let directory = tempfile::tempdir().expect("temp dir");
-    let (leader, follower) =
-        pair(&directory, &["--heartbeat-interval", "100ms"], &["--heartbeat-interval", "100ms"]);
-    let mut client = leader.client();
-    // Keys and values of one size, so that bytes are known: the record's header, the slot's, key and value.
-    let record_bytes = 8 + 24 + 8 + 16;
-    let write = |client: &mut Client, keys: std::ops::Range<u32>| {
-        keys.for_each(|key| assert!(is_ok(&set(client, key, &"v".repeat(16)))));
-    };
-    write(&mut client, 0..RECORDS);
-    wait_in_sync(&leader, &follower);
-    let sum =
-        |name: &str| links(&leader).iter().map(|link| link[name].as_f64().expect("a number")).sum::<f64>();
-    wait_until("there is no lag", PATIENCE, || {
-        sum("lag_records") == 0.0 && sum("lag_bytes") == 0.0 && sum("lag_seconds") == 0.0
-    });
-    follower.signal(Signal::STOP);
-    write(&mut client, 0..RECORDS);
-    wait_until("all of it is lag", PATIENCE, || sum("lag_records") == f64::from(RECORDS));
-    assert_eq!(sum("lag_bytes"), f64::from(RECORDS * record_bytes));
-    let seconds = sum("lag_seconds");
-    assert!(seconds > 0.0);
-    wait_until("it grows", PATIENCE, || sum("lag_seconds") > seconds + 0.5);
-    let (_, metrics) = leader.get("/metrics");
-    let metric =
-        |name: &str| crate::harness::sum_metric(&metrics, &format!("slotstream_follower_lag_{name}"));
-    assert_eq!(metric("records"), f64::from(RECORDS));
-    assert_eq!(metric("bytes"), f64::from(RECORDS * record_bytes));
-    assert!(metric("seconds") > seconds, "{metrics}");
-    let info = client.call(&["INFO", "replication"]).text();
-    let line = info.lines().find(|line| line.starts_with("slave0:")).expect("a line").to_owned();
-    assert!(line.contains(",phase=stream,lagms="), "{line}");
-    assert!(line.contains(&format!(",lagrecords={RECORDS},")), "{line}");
-    follower.signal(Signal::CONT);
-    wait_until("there is no lag", PATIENCE, || {
-        sum("lag_records") == 0.0 && sum("lag_bytes") == 0.0 && sum("lag_seconds") == 0.0
-    });
-}
-
-#[test]
-fn a_follower_grows_old_while_its_leader_says_nothing() {
-    let directory = tempfile::tempdir().expect("temp dir");
-    let leader_options = ["--heartbeat-interval", "100ms"];
-    let (leader, follower) = pair(&directory, &leader_options, &["--heartbeat-interval", "100ms"]);
-    let mut client = leader.client();
-    assert!(is_ok(&set(&mut client, 1, "v")));
-    wait_in_sync(&leader, &follower);
-    let oldest = || {
-        let status = follower.status();
-        let shards = status["shards"].as_array().expect("shards").clone();
-        shards.iter().map(|shard| shard["lag_seconds"].as_f64().expect("a number")).fold(0.0, f64::max)
-    };
-    wait_until("it is caught up", PATIENCE, || oldest() == 0.0);
-    // Stopped, not dead: the link stands, and nothing is heard.
-    leader.signal(Signal::STOP);
-    wait_until("silence is age", PATIENCE, || oldest() > 0.6);
-    assert_eq!(follower.get("/follower?max_lag=500ms").0, 503);
-    leader.signal(Signal::CONT);
-    wait_until("it is caught up again", PATIENCE, || oldest() == 0.0);
-    let mut leader = leader;
-    leader.kill();
-    wait_until("a dead link is age", PATIENCE, || oldest() > 0.6);
-}
-
-/// Writes to shards that a follower does not carry are nothing that it lacks.
-#[test]
-fn a_follower_of_some_shards_is_behind_in_those_only() {
-    let directory = tempfile::tempdir().expect("temp dir");
-    let (leader, follower) =
-        pair(&directory, &["--sync-level", "applied", "--sync-timeout", "300ms"], &["--shards", "0"]);
-    let mut client = leader.client();
-    let (mut confirmed, mut unconfirmed) = (0, 0);
-    follower.signal(Signal::CONT);
-    for key in 0..20 {
-        let shard = {
-            let reply = set(&mut client, key, "v");
-            let Reply::Array(change) = client.call(&["SLOTSTREAM.LASTSEQ", &format!("key-{key:04}")]) else {
-                panic!("an array")
-            };
-            (change[0].clone(), reply)
-        };
-        match shard {
-            (Reply::Integer(0), reply) => {
-                assert!(is_ok(&reply), "{reply:?}");
-                confirmed += 1;
-            }
-            (_, reply) => {
-                assert_error(&reply, "NOREPLICAS the write is applied here");
-                unconfirmed += 1;
-            }
-        }
-    }
-    assert!(confirmed > 0 && unconfirmed > 0);
-    wait_until("it is behind in nothing", PATIENCE, || {
-        links(&leader).iter().all(|link| link["lag_records"] == 0 && link["shard"] == 0)
-    });
-    assert_error(
-        &follower.client().call(&["SLOTSTREAM.WAITSEQ", "10", "1", "1", "1"]),
-        "ERR this follower does not carry",
-    );
-    assert_eq!(
-        leader.client().call(&["WAIT", "1", "0"]),
-        Reply::Integer(1),
-        "who wrote nothing waits for nothing"
-    );
 }
 
 #[test]

@@ -1,16 +1,15 @@
-//! Replies that Redis cannot be asked for: sizes, roles, INFO, WAIT, the server's start and end.
+//! Replies that Redis cannot be asked for: sizes, roles, INFO, WAIT.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use slotstream::links::{LinkCell, Phase};
-use slotstream::resp::{Context, Options, Role, Server};
-use slotstream::stop::Stop;
-use slotstream::{Geometry, ShardIndex, Store};
+use slotstream::resp::{Options, Role};
+use slotstream::{Geometry, ShardIndex};
 use uuid::Uuid;
 
-use crate::resp_support::{GEOMETRY, TestServer, encode, wait_until};
+use crate::resp_support::{TestServer, encode, wait_until};
 
 const SMALL: Geometry =
     Geometry { shard_count: 3, key_size_max: 32, value_size_max: 100, shard_prefix_bits: 0 };
@@ -315,85 +314,6 @@ fn a_command_larger_than_a_read_is_done() {
     client.send(&[encode(&command), encode(&["get", "key99"])].concat());
     assert_eq!(client.reply(), b"+OK\r\n");
     assert_eq!(client.reply(), format!("${}\r\n{value}\r\n", value.len()).as_bytes());
-}
-
-#[test]
-fn workers_share_port_store_and_client_list() {
-    let options = Options { workers: 3, ..Options::default() };
-    let server = TestServer::start_with(GEOMETRY, options);
-    let mut clients: Vec<_> = (0..12).map(|_| server.connect()).collect();
-    for (index, client) in clients.iter_mut().enumerate() {
-        assert_eq!(client.ask(&format!("set key{index} {index}")), "+OK\r\n");
-        assert_eq!(client.ask(&format!("client setname client{index}")), "+OK\r\n");
-    }
-    let list = clients[3].ask("client list");
-    for index in 0..12 {
-        assert!(list.contains(&format!(" name=client{index} ")), "{list}");
-    }
-    assert_eq!(clients[5].ask("dbsize"), ":12\r\n");
-    let totals = server.server.counters().totals();
-    assert_eq!(totals.connected_clients, 12);
-    assert_eq!(totals.commands_processed, 26);
-    let id = clients[0].ask("client id").trim_start_matches(':').trim().to_owned();
-    let one = clients[1].ask(&format!("client list id {id}"));
-    assert!(one.contains(" name=client0 ") && one.matches("id=").count() == 1, "{one}");
-}
-
-#[test]
-fn too_many_clients_are_turned_away() {
-    let options = Options { clients_max: 2, ..Options::default() };
-    let server = TestServer::start_with(GEOMETRY, options);
-    let (mut first, second) = (server.connect(), server.connect());
-    assert_eq!(first.ask("ping"), "+PONG\r\n");
-    wait_until("both being known", || server.server.counters().totals().connected_clients == 2);
-    let mut third = server.connect();
-    assert_eq!(third.reply(), b"-ERR max number of clients reached\r\n");
-    assert!(third.is_closed());
-    drop(second);
-    wait_until("one leaving", || server.server.counters().totals().connected_clients == 1);
-    assert_eq!(server.connect().ask("ping"), "+PONG\r\n");
-}
-
-#[test]
-fn a_port_in_use_is_an_error() {
-    let server = TestServer::start();
-    let store =
-        Store::open(std::path::Path::new("unused"), slotstream::Options::memory(GEOMETRY, 64)).unwrap();
-    let store = Arc::new(store);
-    for workers in [1, 3] {
-        let context = Context::standalone(Arc::clone(&store), Stop::new());
-        let options = Options { workers, ..Options::default() };
-        let error = Server::start(server.address(), options, context).unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
-    }
-}
-
-#[test]
-fn the_server_stops_with_clients_connected() {
-    let options = Options { workers: 2, ..Options::default() };
-    let server = TestServer::start_with(GEOMETRY, options);
-    let mut clients: Vec<_> = (0..8).map(|_| server.connect()).collect();
-    for client in &mut clients {
-        assert_eq!(client.ask("ping"), "+PONG\r\n");
-    }
-    clients[0].send(&encode(&["wait", "1", "0"]));
-    server.context.stop.set();
-    // It would wait for the follower for ever.
-    server.server.join();
-    assert!(clients.iter_mut().all(|client| client.is_closed()));
-}
-
-#[test]
-fn shutdown_ends_the_server() {
-    let server = TestServer::start();
-    let mut client = server.connect();
-    assert_eq!(client.ask("shutdown sideways"), "-ERR syntax error\r\n");
-    client.send(&[encode(&["set", "k", "v"]), encode(&["shutdown", "nosave"])].concat());
-    assert!(client.try_reply().is_ok_and(|reply| reply == b"+OK\r\n") || server.context.stop.is_set());
-    assert!(client.is_closed());
-    server.server.join();
-    assert!(server.context.stop.is_set());
-    assert_eq!(server.context.store.get(b"k").unwrap().as_deref(), Some(&b"v"[..]));
 }
 
 #[test]
