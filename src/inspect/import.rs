@@ -85,23 +85,23 @@ pub enum ImportError {
         leader: String,
     },
     /// It went away.
-    #[error("{node}: {error}; {imported} rows are imported")]
+    #[error("{node}: {error}; at least {imported} rows are imported")]
     Io {
         /// The node.
         node: String,
         /// What went wrong.
         error: io::Error,
-        /// Rows before that.
+        /// Rows that it has answered; what was under way may be in, too.
         imported: u64,
     },
     /// It takes no more.
-    #[error("{node} answers: {text}; {imported} rows are imported")]
+    #[error("{node} answers: {text}; at least {imported} rows are imported")]
     Refused {
         /// The node.
         node: String,
         /// What it said.
         text: String,
-        /// Rows that it took.
+        /// Rows that it took before it said so; what was under way may be in, too.
         imported: u64,
     },
     /// The figures cannot be written.
