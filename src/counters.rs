@@ -3,6 +3,8 @@
 //! Every worker thread owns one [`WorkerCounters`]; nobody else writes to it, so counting is a plain
 //! load and store and never a locked instruction. INFO and the metrics collector add the workers up.
 
+pub mod feeds;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -102,6 +104,8 @@ pub struct WorkerCounters {
 /// All workers' counters.
 #[derive(Debug)]
 pub struct Counters {
+    /// Readers of changes.
+    pub feeds: feeds::Feeds,
     command_names: Vec<&'static str>,
     workers: Vec<Arc<WorkerCounters>>,
 }
@@ -166,7 +170,7 @@ impl Counters {
             })
         };
         let workers = (0..worker_count).map(|_| worker()).collect();
-        Arc::new(Self { command_names, workers })
+        Arc::new(Self { feeds: feeds::Feeds::default(), command_names, workers })
     }
 
     /// One worker's own counters.

@@ -105,6 +105,11 @@ metrics! {
     BACKUP_LAST_SUCCESS_TIMESTAMP_SECONDS = Gauge "backup_last_success_timestamp_seconds", "When the newest backup in the directory was whole; 0 = there is none.";
     BACKUP_LAST_DURATION_SECONDS = Gauge "backup_last_duration_seconds", "How long the last backup took, whole or failed.";
     BACKUP_LAST_BYTES = Gauge "backup_last_bytes", "Size of the last whole backup.";
+    FEED_READERS = Gauge "feed_readers", "Connections that have asked for changes (XREAD, slotstream tail).";
+    FEED_BEHIND_RECORDS = Gauge "feed_behind_records", "Changes of a shard since the last one that its slowest reader was given; it gets the newest state of each slot.";
+    FEED_CHANGES_TOTAL = Counter "feed_changes_total", "Changes given to readers.";
+    FEED_CHANGES_REPLACED_TOTAL = Counter "feed_changes_replaced_total", "Changes that readers were not given, since newer ones of the same slot had taken their place.";
+    FEED_RESETS_TOTAL = Counter "feed_resets_total", "Times a reader had to begin a shard anew, since a failover had dropped what it had read.";
     COMMANDS_TOTAL = Counter "commands_total", "Commands served, by command.";
     COMMANDS_DURATION_SECONDS = Histogram "commands_duration_seconds", "Time per command: a sample of the batches that reads bring, each command counted with its batch's mean.";
     ERROR_REPLIES_TOTAL = Counter "error_replies_total", "Replies to Redis clients that were errors.";

@@ -14,10 +14,12 @@ use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandl
 use metrics_util::MetricKindMask;
 use uuid::Uuid;
 
+use crate::counters::feeds::FeedTotals;
 use crate::counters::{Counters, LATENCY_BOUNDS_NS};
 use crate::links::{LinkCell, Phase, Totals};
 use crate::metrics as names;
 use crate::saves::Saves;
+use crate::slot::ShardIndex;
 use crate::status::{Changes, Role, View, is_inconsistent};
 use crate::store::{LogState, Store};
 use crate::units::float;
@@ -63,6 +65,7 @@ impl Collector {
         publish_saves(&view.saves);
         if let Some(clients) = view.clients() {
             publish_clients(clients);
+            publish_feeds(&clients.feeds.totals(), view);
         }
         self.process.collect();
     }
@@ -105,6 +108,19 @@ fn publish_clients(clients: &Counters) {
     counter!(names::WRITE_REJECTED_TOTAL, "reason" => "followers").absolute(totals.writes_refused);
     counter!(names::WRITES_UNCONFIRMED_TOTAL).absolute(totals.writes_unconfirmed);
     counter!(names::ERROR_REPLIES_TOTAL).absolute(totals.errors);
+}
+
+fn publish_feeds(feeds: &FeedTotals, view: &View) {
+    gauge!(names::FEED_READERS).set(float(feeds.readers));
+    counter!(names::FEED_CHANGES_TOTAL).absolute(feeds.changes);
+    counter!(names::FEED_CHANGES_REPLACED_TOTAL).absolute(feeds.replaced);
+    counter!(names::FEED_RESETS_TOTAL).absolute(feeds.resets);
+    let Some(store) = view.store() else { return };
+    for (shard, last) in &feeds.last {
+        let head = store.last_change(ShardIndex(*shard)).seq.0;
+        let behind = float(head.saturating_sub(*last));
+        gauge!(names::FEED_BEHIND_RECORDS, "shard" => shard.to_string()).set(behind);
+    }
 }
 
 /// The process's CPU time is recorded as a gauge, since the facade's counters know whole numbers only; it is

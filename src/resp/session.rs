@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
+use crate::counters::feeds::Reader;
 use crate::slot::{Seq, ShardIndex};
 use crate::store::{ChangeFeed, Store};
 
@@ -151,8 +152,16 @@ pub(super) struct Session {
     demotions: u32,
     /// How many changes it has made.
     pub(super) writes: u64,
-    /// Where XREAD is, so that the next one need not look for its place.
-    pub(super) feeds: Option<Arc<Mutex<Vec<ChangeFeed>>>>,
+    /// Where XREAD is.
+    pub(super) feeds: Option<Arc<KeptFeeds>>,
+}
+
+/// What an XREAD leaves for the connection's next one.
+#[derive(Debug)]
+pub(super) struct KeptFeeds {
+    /// So that the next one need not look for its place.
+    pub(super) feeds: Mutex<Vec<ChangeFeed>>,
+    pub(super) reader: Arc<Reader>,
 }
 
 /// A connection's last write to a shard.

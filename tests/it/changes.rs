@@ -85,7 +85,7 @@ fn model(runs: &[PathBuf]) -> (BTreeMap<String, String>, usize) {
     (records.collect(), resets)
 }
 
-fn contents(node: &Node) -> BTreeMap<String, String> {
+pub(crate) fn contents(node: &Node) -> BTreeMap<String, String> {
     let mut client = node.client();
     let (mut keys, mut cursor) = (BTreeSet::new(), "0".to_owned());
     loop {
@@ -302,4 +302,49 @@ fn a_blocked_xread_is_answered_by_the_next_write_and_count_pages_through_all() {
         let reply = String::from_utf8(reader.join().expect("a reply")).expect("text");
         assert!(reply.contains(&key), "{reply}");
     });
+}
+
+/// All strings of a reply, however deep.
+fn texts(reply: &Reply) -> Vec<String> {
+    match reply {
+        Reply::Array(replies) => replies.iter().flat_map(texts).collect(),
+        Reply::Bulk(_) | Reply::Simple(_) => vec![reply.text()],
+        Reply::Error(text) => vec![text.clone()],
+        Reply::Integer(_) | Reply::Nil => Vec::new(),
+    }
+}
+
+#[test]
+fn metrics_tell_how_far_readers_are_behind_and_what_they_were_spared() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let leader = Node::leader(&directory.path().join("leader"), &["--shard-count", "1", "--key-size", "16"]);
+    let mut writer = leader.client();
+    let mut write = |times: u32| {
+        for time in 0..times {
+            assert_eq!(writer.call(&["SET", "key", &time.to_string()]).text(), "OK");
+        }
+    };
+    let metric = |name: &str| leader.metric(&format!("slotstream_feed_{name}"));
+    let is_behind = || leader.get("/metrics").1.contains("feed_behind_records{shard=\"0\"}");
+    assert!(metric("readers") == 0.0 && !is_behind());
+    write(3);
+    let mut reader = leader.client();
+    let mut read = |from: &str| texts(&reader.call(&["XREAD", "STREAMS", "changes:0", from]));
+    let id = read("0").into_iter().find(|text| text.contains('-')).expect("an id");
+    // What came before a reader's start was never on its way to it.
+    assert_eq!(
+        (metric("readers"), metric("changes_total"), metric("changes_replaced_total")),
+        (1.0, 1.0, 0.0)
+    );
+    assert!(is_behind());
+    assert_eq!(metric("behind_records"), 0.0);
+    write(10);
+    assert_eq!(metric("behind_records"), 10.0);
+    assert!(read(&id).contains(&"9".to_owned()));
+    assert_eq!((metric("changes_total"), metric("changes_replaced_total")), (2.0, 9.0));
+    assert_eq!(metric("behind_records"), 0.0);
+    assert!(read("1-5")[0].starts_with("LOSTSEQ"));
+    assert_eq!(metric("resets_total"), 1.0);
+    drop(reader);
+    wait_until("the reader is gone", PATIENCE, || metric("readers") == 0.0 && !is_behind());
 }

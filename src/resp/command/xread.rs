@@ -18,7 +18,9 @@ use super::super::number::Decimal;
 use super::super::reply::Reply;
 use super::super::worker::Worker;
 use super::{Call, Flow, position, wait};
-use crate::slot::{ShardIndex, SlotIndex, SlotView, Status};
+use crate::counters::feeds::Feeds;
+use crate::resp::session::KeptFeeds;
+use crate::slot::{Seq, ShardIndex, SlotIndex, SlotView, Status};
 use crate::store::feed::{NAP_MAX, NAP_MIN};
 use crate::store::{ChangeFeed, ChangeId, Fed, FeedError, Store};
 
@@ -37,7 +39,7 @@ const PLAN_SLOTS_MAX: usize = 1 << 15;
 pub(in crate::resp) struct Read {
     feeds: Vec<ChangeFeed>,
     /// Where the feeds are kept for the connection's next XREAD.
-    kept: Arc<Mutex<Vec<ChangeFeed>>>,
+    kept: Arc<KeptFeeds>,
     count_max: usize,
     block: Block,
 }
@@ -123,8 +125,12 @@ fn parse(call: &mut Call<'_>) -> Result<Read, CommandError> {
             "ERR Unbalanced 'xread' list of streams: for each stream key an ID or '$' must be specified.",
         ));
     }
-    let kept = Arc::clone(call.session.feeds.get_or_insert_default());
-    let mut known = std::mem::take(&mut *kept.lock());
+    let new = || {
+        let reader = call.worker.all_counters.feeds.join();
+        Arc::new(KeptFeeds { feeds: Mutex::default(), reader })
+    };
+    let kept = Arc::clone(call.session.feeds.get_or_insert_with(new));
+    let mut known = std::mem::take(&mut *kept.feeds.lock());
     let mut feeds: Vec<ChangeFeed> = Vec::with_capacity(count);
     for (name, id) in (names..names + count).map(|at| (args.at(at), args.at(at + count))) {
         let shard = shard(call, name)?;
@@ -134,6 +140,7 @@ fn parse(call: &mut Call<'_>) -> Result<Read, CommandError> {
         let last = last(call, shard, id)?;
         let place = known.iter().position(|feed| feed.shard() == shard && feed.last() == last);
         let feed = place.map(|place| known.swap_remove(place));
+        kept.reader.note(shard.0, last.seq.0);
         feeds.push(feed.unwrap_or_else(|| ChangeFeed::new(shard, last, PLAN_SLOTS_MAX / count)));
     }
     Ok(Read { feeds, kept, count_max, block })
@@ -174,12 +181,16 @@ impl Read {
             Block::For(time) => Instant::now().checked_add(time),
             Block::No | Block::Ever => None,
         };
+        let before: Vec<Seq> = self.feeds.iter().map(|feed| feed.last().seq).collect();
         let mut nap = NAP_MIN;
         loop {
             let streams = match self.round(&worker.context.store).await {
                 Ok(streams) => streams,
                 Err(error) => {
                     worker.counters.errors.add(1);
+                    if matches!(error, FeedError::Lost { .. }) {
+                        worker.all_counters.feeds.reset();
+                    }
                     let mut reply = Reply::default();
                     reply.error(&CommandError::from(error).message());
                     return reply.as_bytes().to_vec();
@@ -192,11 +203,21 @@ impl Read {
             };
             if left.is_zero() || streams.iter().any(|entries| entries.count > 0) {
                 let reply = self.reply(&streams, resp3);
-                *self.kept.lock() = self.feeds;
+                self.count(&streams, &before, &worker.all_counters.feeds);
+                *self.kept.feeds.lock() = self.feeds;
                 return reply;
             }
             tokio::time::sleep(nap.min(left)).await;
             nap = (nap * 2).min(NAP_MAX);
+        }
+    }
+
+    /// Notes where the reader is with this reply, and what it got of what has changed.
+    fn count(&self, streams: &[Entries], before: &[Seq], feeds: &Feeds) {
+        for ((feed, entries), before) in self.feeds.iter().zip(streams).zip(before) {
+            let seq = feed.last().seq.0;
+            self.kept.reader.note(feed.shard().0, seq);
+            feeds.gave(before.0, seq, entries.count as u64);
         }
     }
 
