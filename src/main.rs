@@ -10,6 +10,9 @@ use anyhow::Context as _;
 
 use slotstream::backup;
 use slotstream::config::{self, Command, ExportArgs, ImportArgs, ParseError};
+use slotstream::inspect::tail::listen::Listen;
+use slotstream::inspect::tail::push::Sink;
+use slotstream::inspect::tail::token::{Token, TokenError};
 use slotstream::inspect::{self, Verdict};
 use slotstream::stop::Stop;
 use slotstream::{node, signals};
@@ -29,7 +32,7 @@ fn main() -> ExitCode {
             Err(error) if is_broken_pipe(&error) => ExitCode::from(EXIT_BAD),
             Err(error) => {
                 complain(&format!("{error:#}").replace('\n', " "));
-                let is_usage = error.is::<node::BadUsage>();
+                let is_usage = error.is::<node::BadUsage>() || error.is::<TokenError>();
                 ExitCode::from(if is_usage { EXIT_USAGE } else { EXIT_BAD })
             }
         },
@@ -119,9 +122,19 @@ fn run(command: Command) -> anyhow::Result<Verdict> {
                 shards: options.shards.map(|shards| shards.indexes().to_vec()),
                 from: options.from.parse().map_err(inspect::tail::TailError::from)?,
                 position_file: options.position_file,
-                json: options.json,
+                json: options.json || options.listen.is_some(),
             };
-            inspect::tail::run(&tail, &stop, &mut out)?;
+            let token = || Token::read(options.token_file.as_deref());
+            if let Some(address) = options.listen {
+                let (token, readers_max) = (token()?, usize::from(options.readers_max));
+                Token::check(token.as_ref(), address)?;
+                inspect::tail::listen::run(&tail, &Listen { address, token, readers_max }, &stop)?;
+            } else if let Some(address) = options.connect {
+                let sink = Sink { address, token: token()?, acks: !options.no_acks };
+                inspect::tail::push::run(&tail, &sink, &stop)?;
+            } else {
+                inspect::tail::run(&tail, &stop, &mut out)?;
+            }
         }
         Command::Demo(options) => {
             let stop = Stop::new();

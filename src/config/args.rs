@@ -298,7 +298,9 @@ Each line is the newest state of a slot: SHARD:TERM-SEQ, the slot, set or delete
 the order of seqs; what was overwritten before it was read is left out, and no changed slot ever is. A change of a
 slot replaces what the slot held, also another key, whose deletion may be left out: keep keys by shard and slot.
 A reset says that a failover dropped something already printed: forget the shard, all of it comes again.
-It connects again when the node goes away, and goes on where it was.")]
+It connects again when the node goes away, and goes on where it was.
+With --listen each reader is sent {\"op\":\"begin\",\"position\":...}, then JSON lines; {\"error\":...} says why it is turned away.
+With --connect, what was not acknowledged comes again: {\"op\":\"begin\",...} says from where.")]
 pub struct TailArgs {
     /// Redis address of the node, a leader or a follower
     #[arg(value_name = "ADDR", value_parser = value::host_port)]
@@ -317,6 +319,21 @@ pub struct TailArgs {
     /// Print JSON lines
     #[arg(long)]
     pub json: bool,
+    /// Send JSON lines to a program that listens there, which answers `ACK` and the ids that it has
+    #[arg(long, value_name = "HOST:PORT", value_parser = value::host_port, conflicts_with = "listen")]
+    pub connect: Option<String>,
+    /// With --connect, to a program that never answers: what is on its way when a connection breaks is lost
+    #[arg(long, requires = "connect")]
+    pub no_acks: bool,
+    /// Serve JSON lines to programs that connect there, and say `AUTH TOKEN` and `FROM POSITION`, a line each
+    #[arg(long, value_name = "ADDR", value_parser = value::address, conflicts_with_all = ["position_file", "from"])]
+    pub listen: Option<SocketAddr>,
+    /// Readers that --listen serves at one time; more are turned away
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024), requires = "listen")]
+    pub readers_max: u16,
+    /// The token that readers show, or that the program at --connect is shown [default: SLOTSTREAM_TAIL_TOKEN]; without one --listen is for this machine only
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
 }
 
 /// `slotstream demo`.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// Pauses between attempts.
 #[derive(Debug)]
-pub(super) struct BackOff {
+pub(crate) struct BackOff {
     min: Duration,
     max: Duration,
     next: Duration,
@@ -14,12 +14,12 @@ pub(super) struct BackOff {
 
 impl BackOff {
     /// Pauses from `min` to `max`; different seeds jitter differently.
-    pub(super) fn new(min: Duration, max: Duration, seed: u64) -> Self {
+    pub(crate) fn new(min: Duration, max: Duration, seed: u64) -> Self {
         Self { min, max, next: min, random: seed }
     }
 
     /// The next pause: between a half and the whole of what is due.
-    pub(super) fn pause(&mut self) -> Duration {
+    pub(crate) fn pause(&mut self) -> Duration {
         let due = self.next;
         self.next = (due * 2).min(self.max);
         let half = due / 2;
@@ -27,13 +27,13 @@ impl BackOff {
     }
 
     /// The longest pause; for peers that somebody must put right first.
-    pub(super) fn longest(&mut self) -> Duration {
+    pub(crate) fn longest(&mut self) -> Duration {
         self.next = self.max;
         self.pause()
     }
 
     /// The last attempt was a good one.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.next = self.min;
     }
 

@@ -7,7 +7,7 @@
 //! Memory per link: one receive buffer of [`Options::receive_buffer_bytes`], touched as far as it is used.
 
 mod apply;
-mod back_off;
+pub(crate) mod back_off;
 mod hello;
 mod lane;
 mod lend;

@@ -2,11 +2,18 @@
 //!
 //! A position is the id of the last change of each shard. It is kept in a file after the lines are out, so that
 //! whoever is killed prints some lines again and leaves none out. When the node goes away, it is asked again.
+//! [`listen`] and [`push`] give the same lines to other programs over TCP.
+
+pub mod listen;
+mod peer;
+pub mod push;
+pub mod token;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io::{self, BufWriter, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -130,6 +137,14 @@ pub enum TailError {
         path: PathBuf,
         /// What is wrong with it.
         error: NoPosition,
+    },
+    /// Readers cannot be served there.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
     },
     /// The lines cannot be written.
     #[error("cannot write: {0}")]
@@ -379,6 +394,11 @@ fn push_reset(out: &mut impl Write, json: bool, shard: u16, first_seq: u64) -> i
             "{shard}: reset, what was read from seq {first_seq} on is lost; all of the shard comes again"
         )
     }
+}
+
+/// Where the lines that follow begin, for programs that get them over TCP.
+fn push_begin(out: &mut impl Write, places: &Places) -> io::Result<()> {
+    writeln!(out, "{{\"op\":\"begin\",\"position\":\"{places}\"}}")
 }
 
 fn read_position(path: &Path) -> Result<Option<Start>, TailError> {

@@ -14,6 +14,7 @@ mod demo;
 mod disk;
 mod durability;
 mod expiry;
+mod feed_export;
 mod forgotten;
 mod garbage;
 mod guard_rails;
