@@ -384,7 +384,15 @@ impl Window {
         // SAFETY: it takes nothing but numbers.
         let result =
             unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        if result == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            // A system or a file system that does not know it: the sync has more to do, and that is all.
+            Some(libc::ENOSYS | libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM) => Ok(()),
+            _ => Err(error),
+        }
     }
 
     /// Makes what was written until now durable, while the owner goes on.
