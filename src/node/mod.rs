@@ -16,6 +16,7 @@ mod listen;
 mod log;
 mod memory;
 mod open;
+mod owed;
 mod progress;
 mod role;
 mod roles;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use super::memory::{LeaderAt, Memory, Remembered};
+use super::owed::{EndsNode, Owed};
 use super::role::{Parts, Running};
 use super::switchover::{Abort, Ended, Switchover};
 use crate::follower::{self, LeaderInfo};
@@ -70,10 +71,8 @@ impl Director {
             nobody_leads: false,
         };
         let run = move || {
+            let _ends = EndsNode(stop);
             let result = roles.run(&inbox);
-            if result.is_err() {
-                stop.set();
-            }
             if let Some(running) = roles.running.take() {
                 running.stop();
             }
@@ -158,12 +157,13 @@ impl Roles {
     }
 
     fn obey(&mut self, order: Order, answer: Answer) -> anyhow::Result<()> {
+        let answer = Owed::new(answer);
         let done = match order {
             Order::Lead => match self.lead() {
                 Ok(done) => done,
                 Err(error) => {
                     // It may be written down already, and the next start finishes it.
-                    answer(Err(format!(
+                    answer.give(Err(format!(
                         "{UNCERTAIN} this node ends before it leads, and may lead: {error:#}"
                     )));
                     return Err(error);
@@ -176,14 +176,14 @@ impl Roles {
                     Ok(switchover) => {
                         self.abort.open();
                         self.parts.node.control.set_failover(FailoverState::WaitingForSync);
-                        answer(Ok("OK".to_owned()));
+                        answer.give(Ok("OK".to_owned()));
                         return self.hand_over(switchover, timeout.unwrap_or(SWITCHOVER_TIMEOUT));
                     }
                 }
             }
             Order::AbortFailover => Err("No failover in progress.".to_owned()),
         };
-        answer(done.map_err(|text| format!("ERR {text}")));
+        answer.give(done.map_err(|text| format!("ERR {text}")));
         Ok(())
     }
 
