@@ -137,7 +137,8 @@ impl Store {
             }
             Stage::Sync { from } => {
                 // A power cut must not bring back what was dropped once nothing says any more that it may.
-                let next = self.shared(shard).shard.sync_piece(*from)?;
+                let synced = self.shared(shard).shard.sync_piece(*from);
+                let next = synced.inspect_err(|_| self.note_failed_sync())?;
                 if next.is_none() {
                     self.exclusive(shard).shard.end_rewind();
                 }
