@@ -126,7 +126,7 @@ fn leads(store: &Store) -> bool {
 /// Another leader took over behind the fork.
 fn follow_successor(store: &Store) -> Result<(), String> {
     let mut rewinding = store.begin_rewind(SHARD, FORK, false).map_err(text)?;
-    while store.step_rewind(&mut rewinding, 4096).map_err(text)?.is_none() {}
+    while store.step_rewind(&mut rewinding, 1_000).map_err(text)?.is_none() {}
     let mut lineage = store.lineage(SHARD);
     lineage.push(Term { epoch: store.epoch_seen(SHARD) + 1, id: 77, first_seq: FORK.0 + 1 });
     store.follow_lineage(SHARD, &lineage).map_err(text)
