@@ -68,6 +68,10 @@ pub enum Bug {
     LogCutBeforeSync,
     /// What was appended to the log is called durable before its sync.
     AckBeforeSync,
+    /// A change that waits for the log is in its slot before the log's sync.
+    LandedBeforeSync,
+    /// Who waits for the log is told that it is durable when it is only written.
+    ReplyBeforeDurable,
     /// After a power cut seqs are given out again.
     SeqReused,
     /// A frame of the log is taken without a look at its checksum.

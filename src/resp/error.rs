@@ -76,6 +76,7 @@ fn write_message(error: &WriteError) -> Cow<'static, str> {
             format!("ERR value is {found} bytes, this store holds values of at most {wanted}").into()
         }
         WriteError::Full { .. } => format!("OOM {error}").into(),
+        WriteError::NotDurable { .. } => format!("MISCONF {error}").into(),
         WriteError::LogFailed => format!("MISCONF {error}").into(),
         WriteError::ReadOnly => READ_ONLY.into(),
         WriteError::Regaining => REGAINING.into(),

@@ -71,7 +71,7 @@ impl Shard {
         };
         let fits = self.derived.digest.word(slot) == word
             && self.derived.digest.block(slot) >= view.seq().0
-            && self.derived.free.contains(slot) == word.is_vacant()
+            && (self.derived.free.contains(slot) == word.is_vacant() || self.is_promised(slot))
             && (word.key_hash().is_none() || is_rewinding || is_found());
         (!fits).then_some(Fault::Misfit)
     }

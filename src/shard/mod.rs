@@ -22,6 +22,7 @@ pub mod header;
 pub mod index;
 #[cfg(test)]
 mod kills;
+mod pending;
 pub mod recover;
 pub mod regain;
 pub mod replay;
@@ -47,6 +48,7 @@ pub use digest::Doubt;
 use digest::Word;
 pub use header::{Progress, Role, State, Step, Term};
 use index::IndexWindow;
+use pending::Pending;
 use slots::Slots;
 
 /// Where the redo record lies.
@@ -121,6 +123,7 @@ pub struct Shard {
     doubt: Option<Doubt>,
     /// While the shard waits for followers to give back what an OS crash took: everything up to here is held.
     tail: Option<regain::Tail>,
+    pending: Pending,
 }
 
 impl Shard {
@@ -435,6 +438,7 @@ impl Shard {
     /// Makes everything durable and marks the shard as closed in an orderly way; the mark comes last, so
     /// that it is true on whatever machine the shard is opened next.
     pub fn close(&mut self) -> io::Result<()> {
+        assert!(!self.has_pending(), "what waits has landed before a shard is closed");
         self.slots.region.sync()?;
         if self.tail.is_some() {
             // Still as the OS crash left it: the next start asks the followers again.
@@ -466,6 +470,7 @@ impl Shard {
     /// something if its store `has_led`, and is not one made to follow. When this returns it is so after a power
     /// cut, too.
     pub fn demote(&mut self, has_led: bool) -> io::Result<()> {
+        assert!(!self.has_pending(), "what waits has landed before a shard follows");
         if !self.leads() {
             return Ok(());
         }
@@ -497,7 +502,7 @@ impl Shard {
     /// Adds a term that owns all seqs from the next one on; the caller writes it.
     fn add_term(&mut self, epoch: u64, id: u64) {
         let mut terms = self.state.lineage.clone();
-        lineage::begin(&mut terms, Term { epoch, id, first_seq: self.seq.next().0 });
+        lineage::begin(&mut terms, Term { epoch, id, first_seq: self.made().next().0 });
         self.keep_terms(terms);
     }
 

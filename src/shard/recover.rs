@@ -13,6 +13,7 @@ use crate::slot::{Geometry, Seq, SlotError, SlotIndex, SlotView, Status};
 use super::derived::Derived;
 use super::digest::{Doubt, digest_size};
 use super::header::{HEADER_PAGE_SIZE, HeaderError, Identity, Progress, Role, State, Step, Term};
+use super::pending::Pending;
 use super::slots::Slots;
 use super::{PAGE_SIZE, REDO_OFFSET, Shard};
 
@@ -115,7 +116,16 @@ impl Shard {
         let derived = Derived::new(&slots, 0, digest)?;
         let count = (slots.region.len() - slots.start) / slots.stride;
         let (progress, seq) = (Progress::default(), Seq::ZERO);
-        let mut shard = Self { slots, derived, state, progress, seq, doubt: None, tail: None };
+        let mut shard = Self {
+            slots,
+            derived,
+            state,
+            progress,
+            seq,
+            doubt: None,
+            tail: None,
+            pending: Pending::default(),
+        };
         shard.format_to(u32::try_from(count).unwrap_or(u32::MAX - 1))?;
         Ok(shard)
     }
@@ -154,7 +164,16 @@ impl Shard {
         }
         let count = state.slots_formatted;
         let derived = Derived::new(&slots, count, files.digest).map_err(RecoverError::Index)?;
-        let mut shard = Self { slots, derived, state, progress, seq: Seq::ZERO, doubt: None, tail: None };
+        let mut shard = Self {
+            slots,
+            derived,
+            state,
+            progress,
+            seq: Seq::ZERO,
+            doubt: None,
+            tail: None,
+            pending: Pending::default(),
+        };
         shard.redo();
         let doubt = if has_bad_copy { Err(Doubt::State) } else { shard.check_digest(host) };
         match doubt {

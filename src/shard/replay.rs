@@ -123,7 +123,7 @@ impl Shard {
     pub fn logged(&self) -> Logged {
         Logged {
             // What a shard that waits for its tail holds beyond it is not all that there was.
-            seq: self.tail().unwrap_or(self.seq()),
+            seq: self.tail().unwrap_or(self.made()),
             slots_formatted: self.slots_formatted(),
             role: self.state.role,
             progress: self.progress(),

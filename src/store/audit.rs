@@ -45,7 +45,7 @@ impl Store {
     /// Deletes a key whose slot is known to be damaged; false if none of these is its slot.
     pub(super) fn bury_damaged(&self, key: &[u8]) -> Result<bool, WriteError> {
         let place = self.geometry.place(key);
-        let mut locked = self.writable(place.shard)?;
+        let mut locked = self.calm(place.shard)?;
         let Some(slot) = locked.shard.damaged_holder(place.hash) else { return Ok(false) };
         locked.bury(slot, key);
         Ok(true)
@@ -53,7 +53,7 @@ impl Store {
 
     /// Makes tombstones of all damaged slots of a shard, whatever they held.
     pub(super) fn bury_all_damaged(&self, shard: ShardIndex) -> Result<(), WriteError> {
-        let mut locked = self.writable(shard)?;
+        let mut locked = self.calm(shard)?;
         let damaged: Vec<_> = locked.shard.damaged().iter().map(|(slot, _)| *slot).collect();
         damaged.into_iter().for_each(|slot| locked.bury(slot, &[]));
         Ok(())

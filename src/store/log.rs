@@ -8,6 +8,9 @@
 //! Lock order: checkpoint, log, shard. After a failed write or sync the log is dead, and so is the store: every
 //! change is refused, and nothing more is called durable.
 //!
+//! With [`Durability::Always`] the log comes first: a change waits for a sync of its record, and lands in its slot
+//! then; see [`super::pending`].
+//!
 //! A checkpoint: the position P; from there on first what each shard is beside its slots; a sync of the log; a
 //! sync of every shard (see [`super::pace`]); then the log is cut at P. So a replay begins with what each shard was.
 
@@ -19,7 +22,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::pace::{Fill, Pace};
-use super::{Cell, Store, WriteError};
+use super::pending::{Rounds, land};
+use super::{ApplyError, Cell, Store, WriteError};
 use crate::planted::{Bug, is_planted};
 use crate::shard::replay::{Logged, SEQ_WINDOW};
 use crate::slot::image::{RECORD_HEADER_SIZE, read_u32};
@@ -40,6 +44,8 @@ pub enum Durability {
     None,
     /// At most so long after it was made.
     Interval(Duration),
+    /// Before its slot, its readers and followers get it, and before the call that makes it returns.
+    Always,
 }
 
 /// Why slots were not made durable, or the log not cut.
@@ -56,6 +62,14 @@ pub enum SyncError {
         /// What the system said.
         error: io::Error,
     },
+    /// A slot that a durable change is for.
+    #[error("shard {shard}: a change that is in the log cannot be put into its slot: {error}")]
+    Land {
+        /// The shard.
+        shard: ShardIndex,
+        /// Why.
+        error: ApplyError,
+    },
 }
 
 impl SyncError {
@@ -70,6 +84,8 @@ impl SyncError {
 #[derive(Debug)]
 pub(super) struct Buffer {
     is_on: bool,
+    /// A change waits here until it is durable, and is in no slot before.
+    pub(super) comes_first: bool,
     limit: usize,
     bytes: Vec<u8>,
     /// Where runs of another kind begin.
@@ -79,7 +95,7 @@ pub(super) struct Buffer {
 impl Buffer {
     /// Takes nothing: there is no log.
     pub(super) fn off() -> Self {
-        Self { is_on: false, limit: usize::MAX, bytes: Vec::new(), kinds: Vec::new() }
+        Self { is_on: false, comes_first: false, limit: usize::MAX, bytes: Vec::new(), kinds: Vec::new() }
     }
 
     #[inline]
@@ -104,6 +120,17 @@ impl Buffer {
     }
 }
 
+/// What a step of the log is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Goal {
+    /// What shards have is written.
+    Written,
+    /// It is durable.
+    Synced,
+    /// So many rounds are over, whoever does them.
+    Round(u64),
+}
+
 /// What a shard's buffer held, on its way into the log.
 struct Taken {
     shard: ShardIndex,
@@ -116,11 +143,15 @@ struct Taken {
     /// What is durable of the shard when all of this is.
     reached: Seq,
     leads: bool,
+    /// Some of it lands once it is durable.
+    has_pending: bool,
 }
 
 struct Work {
     log: Log,
     queue: VecDeque<Taken>,
+    /// Appended, to land after the next sync.
+    landing: Vec<Taken>,
     spare_bytes: Vec<Vec<u8>>,
     /// What the log last said of each shard beside its slots.
     said: Vec<Option<Logged>>,
@@ -173,6 +204,7 @@ pub(super) struct Keeper {
     work: Mutex<Work>,
     checkpointing: Mutex<()>,
     durable: Box<[AtomicU64]>,
+    pub(super) rounds: Rounds,
     state: AtomicU8,
     /// Segments in use, and those that there may be: whoever asks must not wait for a sync.
     segments: AtomicU32,
@@ -188,12 +220,13 @@ pub(super) struct Keeper {
 
 impl Keeper {
     /// Begins with a log that holds nothing yet: it is told what each shard is, and that is durable.
-    pub(super) fn begin(log: Log, cells: &[Cell]) -> Result<Self, LogError> {
+    pub(super) fn begin(log: Log, cells: &[Cell], comes_first: bool) -> Result<Self, SyncError> {
         let (_, segments_max) = log.fill();
         let buffer_limit = (BUFFERS_TOTAL / cells.len()).clamp(BUFFER_MIN, BUFFER_MAX);
         let work = Work {
             log,
             queue: VecDeque::new(),
+            landing: Vec::new(),
             spare_bytes: Vec::new(),
             said: vec![None; cells.len()],
             reached: vec![(Seq::ZERO, false); cells.len()],
@@ -204,6 +237,7 @@ impl Keeper {
             work: Mutex::new(work),
             checkpointing: Mutex::new(()),
             durable: cells.iter().map(|_| AtomicU64::new(0)).collect(),
+            rounds: Rounds::default(),
             state: AtomicU8::new(LogState::Going as u8),
             segments: AtomicU32::new(1),
             segments_max,
@@ -216,13 +250,13 @@ impl Keeper {
         };
         for cell in cells {
             let mut locked = cell.lock.write();
-            locked.log = Buffer { is_on: true, limit: buffer_limit, bytes: Vec::new(), kinds: Vec::new() };
+            locked.log = Buffer { is_on: true, comes_first, limit: buffer_limit, ..Buffer::off() };
         }
         {
             let work = &mut *keeper.work.lock();
             work.take_all(cells);
             work.append_queue(&keeper)?;
-            keeper.sync(work)?;
+            keeper.sync(work, cells)?;
             work.log.keep_a_spare()?;
         }
         for cell in cells {
@@ -258,10 +292,14 @@ impl Keeper {
         result
     }
 
-    /// Makes what was appended durable, and says so.
-    fn sync(&self, work: &mut Work) -> Result<(), LogError> {
+    /// Makes what was appended durable, lands what waited for that, and says so.
+    fn sync(&self, work: &mut Work, cells: &[Cell]) -> Result<(), SyncError> {
+        if is_planted(Bug::LandedBeforeSync) {
+            work.land(cells)?;
+        }
+        self.syncs.fetch_add(u64::from(!work.log.is_durable()), Ordering::Relaxed);
         work.log.sync()?;
-        self.syncs.fetch_add(1, Ordering::Relaxed);
+        work.land(cells)?;
         if work.queue.is_empty() {
             for (durable, (reached, _)) in self.durable.iter().zip(&work.reached) {
                 durable.store(reached.0, Ordering::Release);
@@ -271,8 +309,16 @@ impl Keeper {
     }
 
     /// Takes what shards have, and writes it; durable too where that is asked for or due.
-    fn step(&self, cells: &[Cell], wants_sync: bool) -> Result<(), LogError> {
+    fn step(&self, cells: &[Cell], goal: Goal) -> Result<(), SyncError> {
         let work = &mut *self.work.lock();
+        if let Goal::Round(round) = goal
+            && self.rounds.is_over(round)
+        {
+            // Whoever had the log before has done it.
+            return Ok(());
+        }
+        // Before anything is taken: what was made before it began is in it.
+        let round = (goal != Goal::Written).then(|| self.rounds.begin());
         work.append_queue(self)?;
         work.buffer_limit = self.pace.buffer(self.fill(), self.buffer_limit);
         work.take_all(cells);
@@ -283,33 +329,42 @@ impl Keeper {
             *leads && reached.0.saturating_sub(durable.load(Ordering::Relaxed)) > SEQ_WINDOW / 2
         };
         // No leader's head may run further ahead of what is durable than seqs are reserved.
-        if wants_sync || self.durable.iter().zip(&work.reached).any(far) {
-            self.sync(work)?;
+        let is_wanted = round.is_some() && !is_planted(Bug::ReplyBeforeDurable);
+        if is_wanted || self.durable.iter().zip(&work.reached).any(far) {
+            self.sync(work, cells)?;
+        }
+        if let Some(round) = round {
+            self.rounds.end(round);
         }
         // While there is room in this segment for what a checkpoint must say, should there be none for another.
-        work.log.keep_a_spare()
+        Ok(work.log.keep_a_spare()?)
     }
 
     /// A step; where the log is full, after a checkpoint.
-    fn drive(&self, store: &Store, wants_sync: bool) -> Result<(), SyncError> {
+    pub(super) fn drive(&self, store: &Store, goal: Goal) -> Result<(), SyncError> {
         let mut has_tried = false;
         loop {
             if self.state() == LogState::Failed {
                 return Err(LogError::Failed.into());
             }
-            match self.step(&store.cells, wants_sync) {
-                Err(LogError::Full { .. }) => {
+            match self.step(&store.cells, goal) {
+                Err(SyncError::Log(LogError::Full { .. })) => {
                     self.stalls.fetch_add(1, Ordering::Relaxed);
                     self.checkpoint(store)?;
                 }
                 // What the log gives up may be all that it needs.
-                Err(LogError::NoSpace { .. }) if !has_tried => {
+                Err(SyncError::Log(LogError::NoSpace { .. })) if !has_tried => {
                     has_tried = true;
                     self.checkpoint(store)?;
                 }
-                result => return self.note(result.map_err(SyncError::from)),
+                result => return self.note(result),
             }
         }
+    }
+
+    /// Nothing more is taken.
+    pub(super) fn fail(&self) {
+        self.state.store(LogState::Failed as u8, Ordering::Relaxed);
     }
 
     fn checkpoint(&self, store: &Store) -> Result<(), SyncError> {
@@ -328,7 +383,7 @@ impl Keeper {
             let cut = work.begin_cut(&store.cells, self);
             work.log.set_bounded(true);
             let cut = cut?;
-            self.sync(work)?;
+            self.sync(work, &store.cells)?;
             cut
         };
         if !is_planted(Bug::LogCutBeforeSync) {
@@ -386,8 +441,9 @@ impl Work {
             done: 0,
             kinds: std::mem::take(&mut locked.log.kinds),
             state,
-            reached: if leads { locked.shard.tail().unwrap_or(locked.shard.seq()) } else { progress.seq },
+            reached: if leads { locked.shard.tail().unwrap_or(locked.shard.made()) } else { progress.seq },
             leads,
+            has_pending: locked.shard.has_pending(),
         }
     }
 
@@ -399,12 +455,30 @@ impl Work {
                 return Err(error);
             }
             let index = usize::from(taken.shard.0);
-            if let Some(state) = taken.state {
+            if let Some(state) = taken.state.take() {
                 self.said[index] = Some(state);
             }
             self.reached[index] = (taken.reached, taken.leads);
-            taken.bytes.clear();
-            self.spare_bytes.push(taken.bytes);
+            if taken.has_pending {
+                self.landing.push(taken);
+            } else {
+                self.reuse(taken);
+            }
+        }
+        Ok(())
+    }
+
+    fn reuse(&mut self, mut taken: Taken) {
+        taken.bytes.clear();
+        self.spare_bytes.push(taken.bytes);
+    }
+
+    /// Puts what has become durable, and waited for that, into its slots.
+    fn land(&mut self, cells: &[Cell]) -> Result<(), SyncError> {
+        for taken in std::mem::take(&mut self.landing) {
+            let (shard, cell) = (taken.shard, &cells[usize::from(taken.shard.0)]);
+            land(cell, &taken.bytes).map_err(|error| SyncError::Land { shard, error })?;
+            self.reuse(taken);
         }
         Ok(())
     }
@@ -456,12 +530,12 @@ impl Store {
 
     /// Writes what shards have for the log; a power cut may still take it. Nothing where there is no log.
     pub fn write_log(&self) -> Result<(), SyncError> {
-        self.keeper.as_ref().map_or(Ok(()), |keeper| keeper.drive(self, false))
+        self.keeper.as_ref().map_or(Ok(()), |keeper| keeper.drive(self, Goal::Written))
     }
 
     /// Makes every change made until now durable. Nothing where there is no log.
     pub fn sync_log(&self) -> Result<(), SyncError> {
-        self.keeper.as_ref().map_or(Ok(()), |keeper| keeper.drive(self, true))
+        self.keeper.as_ref().map_or(Ok(()), |keeper| keeper.drive(self, Goal::Synced))
     }
 
     /// Makes all slots durable and cuts the log. Writers go on meanwhile.
@@ -524,7 +598,9 @@ impl Store {
         if let Some(keeper) = &self.keeper {
             keeper.pace.hold(keeper.fill());
         }
-        self.write_log().map_err(|error| match error.is_full() {
+        // What waits takes memory until it is durable.
+        let made = if self.log_first { self.sync_log() } else { self.write_log() };
+        made.map_err(|error| match error.is_full() {
             true => WriteError::Full { shard, error: error.to_string() },
             false => WriteError::LogFailed,
         })

@@ -8,7 +8,7 @@
 //! [`open`] makes and opens stores, [`records`] is what clients call, [`replicate`] what links call,
 //! [`rewind`] what a follower does that holds what its leader never had, [`regain`] what a leader does that
 //! lost what its followers hold, [`history`] what must be durable when roles and leaders change,
-//! [`audit`] looks at slots in the background,
+//! [`audit`] looks at slots in the background, [`pending`] is how changes wait for a log that comes first,
 //! [`feed`] is what other programs follow a store by.
 
 pub mod audit;
@@ -21,6 +21,7 @@ mod memory;
 pub mod open;
 mod open_log;
 mod pace;
+pub mod pending;
 pub mod position;
 pub mod records;
 mod recovery;
@@ -224,6 +225,9 @@ pub struct Store {
     regaining: AtomicBool,
     durability: Durability,
     keeper: Option<Keeper>,
+    /// A change is durable before it is in its slot; see [`pending`].
+    log_first: bool,
+    calls_wait: bool,
     /// Whether the new terms could not be made durable. Its lock is held while that is tried.
     regain_failed: Mutex<bool>,
     /// A role or history was not made durable: nothing goes on from there.
@@ -278,7 +282,8 @@ impl Store {
         self.demotions.load(Ordering::Relaxed)
     }
 
-    /// Makes the store read-only; when this returns, no write is under way and none will come.
+    /// Makes the store read-only; when this returns, no write is under way, none waits for the log, and none
+    /// will come.
     pub fn stop_writes(&self) {
         let mut was_stopped = self.was_stopped.lock();
         *was_stopped = true;
@@ -286,6 +291,7 @@ impl Store {
         drop(was_stopped);
         // A writer looks again under its shard's lock: who had it before us is done, who has it after us sees.
         self.shards().for_each(|shard| drop(self.exclusive(shard)));
+        self.land_all();
     }
 
     /// All shards' indexes.

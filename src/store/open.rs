@@ -51,6 +51,9 @@ pub struct Options {
     pub memory_slots: Option<u32>,
     /// When a change is durable.
     pub durability: Durability,
+    /// With [`Durability::Always`]: a call that changes something returns when that is durable. `false`: it returns
+    /// when that is made, nobody sees anything of it yet, and the caller waits itself ([`Store::ask_for_a_round`]).
+    pub calls_wait: bool,
     /// Bytes that the log may take; a write that finds it full waits until slots are durable.
     pub log_size_max: u64,
     /// Bytes of one of the log's files.
@@ -71,6 +74,7 @@ impl Default for Options {
             private: false,
             memory_slots: None,
             durability: Durability::None,
+            calls_wait: true,
             log_size_max: 1 << 30,
             log_segment_size: 16 << 20,
             simulated: None,
@@ -219,15 +223,15 @@ impl Store {
         let shards = open_shards(path, first, host, &options)?;
         let reports = Reports::Directory(path.into());
         let assembly = Assembly {
-            clock: options.clock,
-            chance: options.chance,
+            clock: Arc::clone(&options.clock),
+            chance: Arc::clone(&options.chance),
             host,
             regains: options.regain,
             lock: Some(lock),
             reports,
         };
         let store = Self::assemble(first, shards, assembly).map_err(io_error(path, "sync the header"))?;
-        store.with_log(log, options.durability, &directory::log_path(path))
+        store.with_log(log, &options, &directory::log_path(path))
     }
 
     /// All shards are good: from here on they are this process's.
@@ -265,6 +269,8 @@ impl Store {
             regaining: AtomicBool::new(regaining),
             durability: Durability::None,
             keeper: None,
+            log_first: false,
+            calls_wait: false,
             regain_failed: Mutex::default(),
             sync_failed: AtomicBool::new(false),
             was_stopped: Mutex::default(),

@@ -16,7 +16,7 @@ use crate::slot::{Geometry, ShardIndex};
 use crate::wal::disk::{Disk, FileDisk};
 use crate::wal::{Log, LogError, LogOptions};
 
-use super::log::{Durability, Keeper};
+use super::log::{Durability, Keeper, SyncError};
 use super::open::{Assembly, OpenError, Options, io_error, recover_error, reserve};
 use super::recovery::{Ground, Left, recover};
 use super::report::Reports;
@@ -45,13 +45,18 @@ impl Store {
     pub(super) fn with_log(
         mut self,
         log: Option<Log>,
-        durability: Durability,
+        options: &Options,
         path: &Path,
     ) -> Result<Self, OpenError> {
         if let Some(log) = log {
-            let failed = |error: LogError| OpenError::Log { path: path.into(), error: error.into() };
-            self.keeper = Some(Keeper::begin(log, &self.cells).map_err(failed)?);
-            self.durability = durability;
+            self.durability = options.durability;
+            self.log_first = self.durability == Durability::Always;
+            self.calls_wait = self.log_first && options.calls_wait;
+            let failed = |error: SyncError| match error {
+                SyncError::Log(error) => OpenError::Log { path: path.into(), error: error.into() },
+                error => io_error(path, "begin the log")(io::Error::other(error)),
+            };
+            self.keeper = Some(Keeper::begin(log, &self.cells, self.log_first).map_err(failed)?);
         } else {
             // What was healed is durable, what came since is too: from here on nothing is.
             for shard in self.shards().filter(|shard| self.shared(*shard).shard.is_healed()) {
@@ -108,7 +113,7 @@ impl Store {
         };
         let store = Self::assemble(identity, shards, assembly).map_err(io_error(path, "sync the header"))?;
         let log = (options.durability != Durability::None).then_some(log);
-        store.with_log(log, options.durability, path)
+        store.with_log(log, &options, path)
     }
 
     /// What readers of a shard's file see; for a simulator.

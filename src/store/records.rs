@@ -34,7 +34,7 @@ pub enum ReadError {
     },
 }
 
-/// Why a write was not done; nothing was changed.
+/// Why a write was not done; nothing was changed, but for [`WriteError::NotDurable`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
     /// No such key fits.
@@ -67,6 +67,12 @@ pub enum WriteError {
     /// A leader's store takes changes once it has back what an OS crash took.
     #[error("this store gets back from followers what a crash took, and takes writes then")]
     Regaining,
+    /// It was made, but the log has no space for it: a reader may see it later, and a power cut may take it.
+    #[error("the change is made but not durable, and may be seen later: {error}")]
+    NotDurable {
+        /// What the system said.
+        error: String,
+    },
     /// The log takes nothing more: a write of it failed.
     #[error("the log has failed, and this store takes no changes until it is started again")]
     LogFailed,
@@ -132,7 +138,7 @@ pub fn parse_integer(value: &[u8]) -> Option<i64> {
 }
 
 /// What a write knows of its key.
-enum Target {
+pub(super) enum Target {
     /// Nothing yet: whether it has a slot is for the shard to find out.
     Unknown,
     /// The slot that holds it, or that there is none.
@@ -142,7 +148,7 @@ enum Target {
 impl Locked {
     /// The live record at a place.
     #[inline]
-    fn live(
+    pub(super) fn live(
         &self,
         store: &Store,
         place: Place,
@@ -189,12 +195,15 @@ impl Locked {
     }
 
     #[cold]
-    fn refuse(&mut self, shard: ShardIndex, error: &io::Error) -> WriteError {
+    pub(super) fn refuse(&mut self, shard: ShardIndex, error: &io::Error) -> WriteError {
         self.rejected += 1;
         WriteError::Full { shard, error: error.to_string() }
     }
 
-    fn delete(&mut self, hash: u32, slot: SlotIndex, key: &[u8]) {
+    fn remove(&mut self, hash: u32, slot: SlotIndex, key: &[u8]) {
+        if self.log.comes_first {
+            return self.pend_delete(slot, key);
+        }
         let record = self.shard.delete(hash, slot, key);
         self.log.push(record);
         for ring in self.rings.get_mut() {
@@ -212,7 +221,7 @@ impl Store {
     }
 
     #[inline]
-    fn is_expired(&self, expire_at: u64) -> bool {
+    pub(super) fn is_expired(&self, expire_at: u64) -> bool {
         // The clock is asked only for records that can expire.
         expire_at != 0 && expire_at <= self.clock.unix_ms()
     }
@@ -462,11 +471,18 @@ impl Store {
         // Before the lock: taking it waits until the stores of the write before this one are out, and
         // what this one needs can be on its way meanwhile.
         self.prefetch_slots(place);
-        self.put_at(place, key, value, expire_at)
+        let seq = self.put_at(place, key, value, expire_at)?;
+        if self.calls_wait {
+            self.settle_call()?;
+        }
+        Ok(seq)
     }
 
     #[inline]
     fn put_at(&self, place: Place, key: &[u8], value: &[u8], expire_at: u64) -> Result<Seq, WriteError> {
+        if self.log_first {
+            return self.put_first(place, key, value, expire_at);
+        }
         self.writable(place.shard)?.put(place, Target::Unknown, key, value, expire_at)
     }
 
@@ -480,16 +496,25 @@ impl Store {
                 self.put_at(*place, key.as_ref(), value.as_ref(), 0)?;
             }
         }
-        Ok(())
+        if self.calls_wait { self.settle_call() } else { Ok(()) }
     }
 
     /// Removes a record, also one whose slot is damaged; false if there was none.
     pub fn delete(&self, key: &[u8]) -> Result<bool, WriteError> {
         let delete = |entry: Option<Entry<'_>>, _: &mut Vec<u8>| (Change::Delete, entry.is_some());
         match self.update(key, delete) {
-            Err(WriteError::Read(ReadError::Damaged { .. })) if self.bury_damaged(key)? => Ok(true),
+            Err(WriteError::Read(ReadError::Damaged { .. })) if self.bury_damaged(key)? => {
+                self.settle_if_called(true)
+            }
             done => done,
         }
+    }
+
+    fn settle_if_called<T>(&self, done: T) -> Result<T, WriteError> {
+        if self.calls_wait {
+            self.settle_call()?;
+        }
+        Ok(done)
     }
 
     /// Read-modify-write under the shard's exclusive lock; `f` must not call the store. It gets the live record, if there is one,
@@ -499,18 +524,27 @@ impl Store {
         key: &[u8],
         f: impl FnOnce(Option<Entry<'_>>, &mut Vec<u8>) -> (Change, T),
     ) -> Result<T, WriteError> {
+        let result = self.update_made(key, f)?;
+        self.settle_if_called(result)
+    }
+
+    fn update_made<T>(
+        &self,
+        key: &[u8],
+        f: impl FnOnce(Option<Entry<'_>>, &mut Vec<u8>) -> (Change, T),
+    ) -> Result<T, WriteError> {
         self.check_write(key, &[])?;
         let place = self.geometry.place(key);
         self.prefetch_slots(place);
         let mut locked = self.writable(place.shard)?;
-        let (slot, live) = locked.live(self, place, key)?;
+        let (slot, live) = locked.latest(self, place, key)?;
         let mut value = Vec::new();
         let is_live = live.is_some();
         let (change, result) = f(live.map(Entry::from), &mut value);
         let expire_at = match (change, live, slot) {
             // An expired record that a write meets goes away with it.
             (Change::Delete, _, Some(slot)) => {
-                locked.delete(place.hash, slot, key);
+                locked.remove(place.hash, slot, key);
                 return Ok(result);
             }
             (Change::Put { expire_at }, _, _) => expire_at,
@@ -526,7 +560,11 @@ impl Store {
             "only a live record is given another expiry"
         );
         self.check_write(key, &value)?;
-        locked.put(place, Target::Found(slot), key, &value, expire_at)?;
+        if self.log_first {
+            locked.pend_put(place, Target::Found(slot), key, &value, expire_at)?;
+        } else {
+            locked.put(place, Target::Found(slot), key, &value, expire_at)?;
+        }
         Ok(result)
     }
 
@@ -564,12 +602,14 @@ impl Store {
         if self.is_read_only() {
             return Err(self.refusal());
         }
+        // Keys that wait are none of the records yet.
+        self.settle_call()?;
         let delete_all = |shard| self.delete_where(shard, SlotIndex(0), u32::MAX, |_| true).0;
         let deleted = self.shards().map(delete_all).sum();
         for shard in self.shards() {
             self.bury_all_damaged(shard)?;
         }
-        Ok(deleted)
+        self.settle_if_called(deleted)
     }
 
     /// Deletes expired records among at most `slots_max` slots from `from` on; says how many, and where
@@ -608,8 +648,11 @@ impl Store {
                 if view.status() == Status::Occupied && is_due(&view) {
                     key.clear();
                     key.extend_from_slice(view.key());
-                    locked.delete(self.geometry.place(&key).hash, slot, &key);
-                    deleted += 1;
+                    // What waits for its key is newer than what is looked at here.
+                    if locked.shard.pending(&key).is_none() {
+                        locked.remove(self.geometry.place(&key).hash, slot, &key);
+                        deleted += 1;
+                    }
                 }
             }
             next = SlotIndex(stop);

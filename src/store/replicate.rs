@@ -281,6 +281,10 @@ impl Store {
                 return Err(error.into());
             }
             if len < APPLY_BATCH {
+                if self.log_first {
+                    // What it acknowledges as durable comes as soon as it can.
+                    self.ask_for_a_round();
+                }
                 return Ok(applied);
             }
         }

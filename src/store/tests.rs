@@ -18,7 +18,7 @@ pub(super) fn memory(shard_count: u16, slots: u32) -> Store {
     Store::open("unused".as_ref(), Options::memory(geometry(shard_count), slots)).unwrap()
 }
 
-fn contents(store: &Store) -> BTreeMap<Vec<u8>, Vec<u8>> {
+pub(super) fn contents(store: &Store) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut all = BTreeMap::new();
     for shard in store.shards() {
         store
@@ -182,6 +182,8 @@ pub(super) fn reopened(region: crate::region::Region, digest: Option<crate::regi
         regaining: AtomicBool::new(false),
         durability: Durability::None,
         keeper: None,
+        log_first: false,
+        calls_wait: false,
         regain_failed: Mutex::default(),
         sync_failed: AtomicBool::new(false),
         was_stopped: Mutex::default(),
@@ -324,7 +326,7 @@ fn expired_records_are_absent_and_swept_as_changes() {
     store.check().unwrap();
 }
 
-fn drain(ring: &mut crate::ring::RingReader) -> Vec<u8> {
+pub(super) fn drain(ring: &mut crate::ring::RingReader) -> Vec<u8> {
     let chunk = ring.chunk(usize::MAX);
     // A record may lie across the ring's end.
     let bytes = [chunk.as_slices().0, chunk.as_slices().1].concat();

@@ -226,6 +226,12 @@ impl Log {
         self.durable
     }
 
+    /// Whether a sync would have nothing to do.
+    #[must_use]
+    pub fn is_durable(&self) -> bool {
+        self.durable == self.end
+    }
+
     /// Where a replay would begin.
     #[must_use]
     pub fn cut_position(&self) -> Position {

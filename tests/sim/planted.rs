@@ -115,6 +115,16 @@ fn rewind_is_not_synced() {
 }
 
 #[test]
+fn change_is_in_its_slot_before_the_sync_of_its_record() {
+    assert_found_by(Bug::LandedBeforeSync, power::all_lives_log_first);
+}
+
+#[test]
+fn reply_comes_before_its_change_is_durable() {
+    assert_found_by(Bug::ReplyBeforeDurable, power::all_lives_log_first);
+}
+
+#[test]
 fn seqs_are_given_out_again() {
     assert_found_by(Bug::SeqReused, power::all_lives);
 }

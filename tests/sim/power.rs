@@ -1,9 +1,10 @@
 //! A store with a log on a machine that loses its power, in every call that changes a disk, with any write-back of
 //! log and slots, also while the store is opened again.
 //!
-//! After every power cut: each change that was called durable is there, or what replaced it; so is all that the
+//! At each level of durability. After every power cut: each change that was called durable is there, or what replaced it; so is all that the
 //! lineage says is shared with followers; no seq stands for two changes; index and slots agree. A slot that was caught
-//! half-written by a change that was not durable may be damaged, and is then known to be.
+//! half-written by a change that was not durable may be damaged, and is then known to be; where the log comes first
+//! there is no such slot, and each change that was answered is there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -26,6 +27,16 @@ const GEOMETRY: Geometry =
 const SLOTS: u32 = 130;
 const SEEDS: u64 = 6;
 const STEPS: usize = 55;
+
+/// When a change of a machine's store is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Interval,
+    /// Before its call returns.
+    Always,
+    /// Before it is in its slot; who makes it waits for others, and makes more meanwhile.
+    AlwaysTogether,
+}
 
 #[derive(Clone, Default)]
 struct Image {
@@ -100,11 +111,12 @@ struct Machine {
     lineages: Vec<Vec<Term>>,
     /// What was called durable, by shard.
     durable: Vec<u64>,
+    level: Level,
     context: String,
 }
 
 impl Machine {
-    fn new(seed: u64, context: String) -> Self {
+    fn new(seed: u64, level: Level, context: String) -> Self {
         let chance = Dice::new(seed);
         let disk = SimulatedDisk::new(chance.clone());
         let shards =
@@ -119,6 +131,7 @@ impl Machine {
             given_out: BTreeSet::new(),
             lineages: vec![Vec::new(); count],
             durable: vec![0; count],
+            level,
             context,
         }
     }
@@ -129,7 +142,11 @@ impl Machine {
         let options = Options {
             store_id: Some(uuid::Uuid::from_u128(5)),
             chance: self.chance.clone(),
-            durability: Durability::Interval(Duration::from_millis(100)),
+            durability: match self.level {
+                Level::Interval => Durability::Interval(Duration::from_millis(100)),
+                Level::Always | Level::AlwaysTogether => Durability::Always,
+            },
+            calls_wait: self.level == Level::Always,
             log_segment_size: SEGMENT_SIZE_MIN,
             log_size_max: 3 * u64::from(SEGMENT_SIZE_MIN),
             simulated: Some(simulated),
@@ -162,10 +179,23 @@ impl Machine {
 
     fn note(&mut self, store: &Store, key: &[u8], value: Option<Vec<u8>>) {
         let shard = store.shard_of(key);
-        let change = Change { seq: store.head(shard).0, key: key.to_vec(), value };
+        let change = Change { seq: store.made(shard).0, key: key.to_vec(), value };
+        if self.level == Level::Always {
+            assert!(store.durable(shard).0 >= change.seq, "{}: it was answered too early", self.context);
+            self.durable[usize::from(shard.0)] = change.seq;
+        }
         let is_new = self.given_out.insert((shard.0, change.seq));
         assert!(is_new, "{}: seq {} was given out twice", self.context, change.seq);
         self.changes[usize::from(shard.0)].push(change);
+    }
+
+    /// A change whose call failed: it may be there.
+    fn note_unanswered(&mut self, store: &Store, key: &[u8], value: Option<Vec<u8>>) {
+        let shard = store.shard_of(key);
+        let change = Change { seq: store.made(shard).0, key: key.to_vec(), value };
+        if self.level != Level::Interval && self.given_out.insert((shard.0, change.seq)) {
+            self.changes[usize::from(shard.0)].push(change);
+        }
     }
 
     /// Works as chance says until the disk fails.
@@ -175,17 +205,18 @@ impl Machine {
             let done = match random.below(100) {
                 0..72 => {
                     let key = format!("key{}", random.below(40)).into_bytes();
-                    if random.percent(15) {
-                        store.delete(&key).map(|was_there| {
-                            if was_there {
-                                self.note(store, &key, None);
-                            }
-                        })
-                    } else {
-                        let value = vec![random.next().to_le_bytes()[0]; random.between(0, 400)];
-                        store.put(&key, &value).map(|_| self.note(store, &key, Some(value)))
+                    let value = (!random.percent(15))
+                        .then(|| vec![random.next().to_le_bytes()[0]; random.between(0, 400)]);
+                    let changed = match &value {
+                        None => store.delete(&key),
+                        Some(value) => store.put(&key, value).map(|_| true),
+                    };
+                    match changed {
+                        Ok(true) => self.note(store, &key, value.clone()),
+                        Ok(false) => {}
+                        Err(_) => self.note_unanswered(store, &key, value.clone()),
                     }
-                    .or_else(|error| match error {
+                    changed.map(drop).or_else(|error| match error {
                         WriteError::LogFailed => Err(()),
                         // Its slot may be a damaged one.
                         WriteError::Read(_) => Ok(()),
@@ -211,6 +242,9 @@ impl Machine {
     fn check(&self, store: &Store) {
         let context = &self.context;
         store.check().unwrap_or_else(|error| panic!("{context}: {error}"));
+        if self.level != Level::Interval {
+            assert_eq!(store.damaged(), [], "{context}: a slot was caught half-written");
+        }
         let is_damaged = |shard| store.damaged().iter().any(|(damaged, _, _)| *damaged == shard);
         for shard in store.shards() {
             let changes = &self.changes[usize::from(shard.0)];
@@ -244,6 +278,15 @@ impl Machine {
         }
     }
 
+    /// What waits when the process is killed was never told to anybody.
+    fn forget_unanswered(&mut self, store: &Store) {
+        for shard in store.shards() {
+            let durable = store.durable(shard).0;
+            self.changes[usize::from(shard.0)].retain(|change| change.seq <= durable);
+            self.given_out.retain(|(other, seq)| *other != shard.0 || *seq <= durable);
+        }
+    }
+
     /// What the store holds now is what counts from here on: opening it made that durable.
     fn settle(&mut self, store: &Store) {
         self.check(store);
@@ -261,9 +304,9 @@ fn read(store: &Store, key: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// One life of a machine with a fault in this call; says how many calls there were.
-fn life(seed: u64, fault: Option<(u64, Fault)>) -> u64 {
+fn life(seed: u64, level: Level, fault: Option<(u64, Fault)>) -> u64 {
     let mut random = Random::new(seed);
-    let mut machine = Machine::new(seed, format!("seed {seed}, {fault:?}"));
+    let mut machine = Machine::new(seed, level, format!("seed {seed}, {level:?}, {fault:?}"));
     if let Some((call, fault)) = fault {
         machine.disk.plan(call, fault);
     }
@@ -307,6 +350,9 @@ fn go_on(mut machine: Machine, store: Store, random: &mut Random) {
     machine.settle(&store);
     // A damaged slot is healed by whoever writes there; until then its shard knows of it.
     machine.work(&store, random, 15).expect("nothing fails");
+    if machine.level == Level::AlwaysTogether {
+        machine.forget_unanswered(&store);
+    }
     machine.kill(store);
     let store = machine.open().unwrap_or_else(|error| panic!("{}: {error}", machine.context));
     for shard in store.shards() {
@@ -335,11 +381,22 @@ fn go_on(mut machine: Machine, store: Store, random: &mut Random) {
 
 /// All seeds, all calls, both kinds of fault.
 pub(crate) fn all_lives() {
-    for seed in 0..SEEDS {
-        let calls = life(seed, None);
+    lives(Level::Interval, SEEDS);
+}
+
+/// The same where the log comes first.
+pub(crate) fn all_lives_log_first() {
+    lives(Level::AlwaysTogether, SEEDS);
+    // A sync for each change has many more calls.
+    lives(Level::Always, SEEDS / 2);
+}
+
+fn lives(level: Level, seeds: u64) {
+    for seed in 0..seeds {
+        let calls = life(seed, level, None);
         for call in 0..calls {
-            life(seed, Some((call, Fault::PowerCut)));
-            life(seed, Some((call, Fault::Failure)));
+            life(seed, level, Some((call, Fault::PowerCut)));
+            life(seed, level, Some((call, Fault::Failure)));
         }
     }
 }
@@ -347,4 +404,9 @@ pub(crate) fn all_lives() {
 #[test]
 fn a_store_keeps_what_it_called_durable_whatever_call_the_power_goes_in() {
     all_lives();
+}
+
+#[test]
+fn a_store_whose_log_comes_first_loses_nothing_that_it_answered_and_tears_no_slot() {
+    all_lives_log_first();
 }
