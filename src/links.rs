@@ -334,6 +334,20 @@ impl Links {
         self.waiters.passed(shard.0, from, to);
     }
 
+    /// As [`Links::wait`], for a round of this node's log.
+    pub fn wait_for_round<T, F: FnMut(&Self) -> Option<T> + Unpin>(
+        self: &Arc<Self>,
+        round: u64,
+        look: F,
+    ) -> Wait<F> {
+        self.wait(vec![(ShardIndex(waiting::LOG), Seq(round))], look)
+    }
+
+    /// Rounds of this node's log are over, from one to another.
+    pub fn rounds_over(&self, from: u64, to: u64) {
+        self.waiters.passed(waiting::LOG, Seq(from), Seq(to));
+    }
+
     /// Leader: how many followers have applied everything of the shard up to `seq`.
     #[must_use]
     pub fn acked(&self, shard: ShardIndex, seq: Seq) -> usize {

@@ -18,12 +18,14 @@ pub enum Level {
     None,
     /// At most --durability-interval after it was answered.
     Interval,
+    /// Before it is answered: writes that come together share one sync.
+    Always,
 }
 
 /// What is made durable, and when.
 #[derive(Debug, Clone, Args)]
 pub struct Durability {
-    /// What a power cut may take: what the system had not written back, or the writes of one --durability-interval
+    /// What a power cut may take: what the system had not written back, the writes of one --durability-interval, or nothing that was answered
     #[arg(
         long,
         env = "SLOTSTREAM_DURABILITY",
@@ -74,7 +76,10 @@ impl Durability {
             durability: match self.durability {
                 Level::None => store::Durability::None,
                 Level::Interval => store::Durability::Interval(self.durability_interval),
+                Level::Always => store::Durability::Always,
             },
+            // The replies of a node's clients wait, and not its threads.
+            calls_wait: false,
             log_size_max: self.wal_size_max as u64,
             log_segment_size: u32::try_from(self.wal_segment_size).unwrap_or(u32::MAX),
             ..options

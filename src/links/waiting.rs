@@ -21,6 +21,8 @@ use crate::slot::{Seq, ShardIndex};
 
 /// In place of a shard: whoever waits for any link at all. No store has so many shards.
 const ANY_SHARD: u16 = u16::MAX;
+/// In place of a shard: whoever waits for a round of the log, which then stands in place of a seq.
+pub(super) const LOG: u16 = u16::MAX - 1;
 
 /// Shard, seq, and a number that tells apart who wait for the same.
 type Ticket = (u16, Seq, u64);

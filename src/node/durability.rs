@@ -1,5 +1,8 @@
 //! The threads that keep a store's log: one writes and syncs it, one makes slots durable and cuts it.
 //!
+//! Where the log comes first, the writer makes a round as soon as somebody asks for one; while it is at that, others
+//! ask for the next, and so share it.
+//!
 //! Whatever fails for good ends the process at once, and not in order: a mark that all is well would lie. A full
 //! disk is not that: the store refuses changes and says so, and this goes on trying.
 
@@ -10,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use crate::links::Links;
+use crate::ring::Sleeper;
 use crate::slot::Seq;
 use crate::stop::Stop;
 use crate::store::{Durability, LogState, Store, SyncError};
@@ -27,9 +31,17 @@ pub(super) fn start(
     links: &Arc<Links>,
     stop: &Stop,
 ) -> anyhow::Result<Vec<JoinHandle<()>>> {
-    let Durability::Interval(interval) = store.durability() else { return Ok(Vec::new()) };
-    let (writer, cutter) = (Writer::new(store, links, interval), Cutter::new(store));
-    Ok(vec![spawn("wal", stop, writer)?, spawn("checkpoint", stop, cutter)?])
+    let interval = match store.durability() {
+        Durability::None => return Ok(Vec::new()),
+        Durability::Interval(interval) => interval,
+        // What nobody has asked for is synced with each tick.
+        Durability::Always => TICK,
+    };
+    let (wake, woken) = mpsc::channel();
+    let (writer, cutter) = (Writer::new(store, links, interval, wake.clone()), Cutter::new(store));
+    let (cutter_wake, cutter_woken) = mpsc::channel();
+    let writer = spawn("wal", stop, writer, (wake, woken))?;
+    Ok(vec![writer, spawn("checkpoint", stop, cutter, (cutter_wake, cutter_woken))?])
 }
 
 /// Lets checkpoints take their time, until the node is told to stop.
@@ -51,20 +63,35 @@ pub(super) fn join(thread: JoinHandle<()>) {
 }
 
 trait Work: Send + 'static {
-    /// How long to wait before the next round.
+    /// How long to wait before the next round, unless woken.
     fn wait(&self) -> Duration;
     fn round(&mut self);
 }
 
-fn spawn(name: &str, stop: &Stop, mut work: impl Work) -> anyhow::Result<JoinHandle<()>> {
-    let (wake, stopped) = mpsc::channel::<()>();
+/// What a thread of the log is told.
+#[derive(Debug)]
+enum Word {
+    Go,
+    Stop,
+}
+
+fn spawn(
+    name: &str,
+    stop: &Stop,
+    mut work: impl Work,
+    (wake, woken): (mpsc::Sender<Word>, mpsc::Receiver<Word>),
+) -> anyhow::Result<JoinHandle<()>> {
     let run = move || {
-        while stopped.recv_timeout(work.wait()) == Err(mpsc::RecvTimeoutError::Timeout) {
+        while !matches!(
+            woken.recv_timeout(work.wait()),
+            Ok(Word::Stop) | Err(mpsc::RecvTimeoutError::Disconnected)
+        ) {
             work.round();
         }
     };
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run).context("no thread")?;
-    stop.on_stop(move || drop(wake));
+    // A thread that has ended already hears nothing.
+    stop.on_stop(move || drop(wake.send(Word::Stop)));
     Ok(thread)
 }
 
@@ -86,14 +113,18 @@ struct Writer {
     links: Arc<Links>,
     interval: Duration,
     synced: Instant,
+    sleeper: Arc<Sleeper>,
     durable: Vec<Seq>,
+    rounds: u64,
     said: Option<Instant>,
     stalls: u64,
     writes_held: u64,
 }
 
 impl Writer {
-    fn new(store: &Arc<Store>, links: &Arc<Links>, interval: Duration) -> Self {
+    fn new(store: &Arc<Store>, links: &Arc<Links>, interval: Duration, wake: mpsc::Sender<Word>) -> Self {
+        let sleeper = Sleeper::new(move || drop(wake.send(Word::Go)));
+        store.wake_for_rounds(Arc::clone(&sleeper));
         let durable = store.shards().map(|shard| store.durable(shard)).collect();
         let (store, links) = (Arc::clone(store), Arc::clone(links));
         Self {
@@ -101,7 +132,9 @@ impl Writer {
             links,
             interval,
             synced: Instant::now(),
+            sleeper,
             durable,
+            rounds: 0,
             said: None,
             stalls: 0,
             writes_held: 0,
@@ -114,6 +147,8 @@ impl Writer {
             let now = self.store.durable(shard);
             self.links.durable_here(shard, std::mem::replace(before, now), now);
         }
+        let rounds = self.store.rounds();
+        self.links.rounds_over(std::mem::replace(&mut self.rounds, rounds), rounds);
     }
 
     fn say_stalls(&mut self) {
@@ -134,18 +169,27 @@ impl Writer {
 
 impl Work for Writer {
     fn wait(&self) -> Duration {
+        self.sleeper.announce();
+        if self.store.is_asked_for_a_round() {
+            return Duration::ZERO;
+        }
         TICK.min(self.interval.saturating_sub(self.synced.elapsed()))
     }
 
     fn round(&mut self) {
         let was_full = self.store.log_state() == LogState::NoSpace;
-        let is_due = self.synced.elapsed() >= self.interval;
+        self.sleeper.awake();
+        let is_due = self.synced.elapsed() >= self.interval || self.store.is_asked_for_a_round();
         if is_due {
             // Before, not after: the interval is between two beginnings.
             self.synced = Instant::now();
         }
         let done = if is_due { self.store.sync_log() } else { self.store.write_log() };
         judge(done, &mut self.said);
+        if self.store.log_state() == LogState::NoSpace {
+            // Who waits for a round is told that none comes.
+            self.links.rounds_over(self.rounds, u64::MAX);
+        }
         if was_full && self.store.log_state() == LogState::Going {
             tracing::info!("the disk has space again: writes are taken");
         }

@@ -1,4 +1,4 @@
-//! What reads and writes demand of replication; CONFIG SET changes it while the server runs.
+//! What reads and writes demand of replication and of the log; CONFIG SET changes the former while the server runs.
 //!
 //! A turn reads one byte of flags: with nothing demanded, a command pays nothing.
 
@@ -60,6 +60,8 @@ pub(super) mod demand {
     pub(in super::super) const SYNC: u8 = 1 << 1;
     /// Reads need a shard that was in sync.
     pub(in super::super) const IN_SYNC: u8 = 1 << 2;
+    /// Replies to writes wait for the log.
+    pub(in super::super) const DURABLE: u8 = 1 << 3;
 }
 
 /// The demands of a server, for all its workers.
@@ -67,6 +69,8 @@ pub(super) mod demand {
 pub(super) struct Rules {
     flags: AtomicU8,
     demands: RwLock<Demands>,
+    /// The log comes first: what is made is not to be told before it is durable.
+    log_first: bool,
 }
 
 /// What a write is answered that too few followers would get.
@@ -75,8 +79,8 @@ const NO_REPLICAS: &str = "NOREPLICAS Not enough good replicas to write.";
 const MASTER_DOWN: &str = "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.";
 
 impl Rules {
-    pub(super) fn new(demands: Demands) -> Self {
-        let rules = Self { flags: AtomicU8::new(0), demands: RwLock::new(demands) };
+    pub(super) fn new(demands: Demands, log_first: bool) -> Self {
+        let rules = Self { flags: AtomicU8::new(0), demands: RwLock::new(demands), log_first };
         rules.set(demands);
         rules
     }
@@ -96,7 +100,8 @@ impl Rules {
         let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
         let flags = flag(demands.followers_min > 0, demand::FOLLOWERS)
             | flag(demands.is_sync(), demand::SYNC)
-            | flag(!demands.reads_while_syncing, demand::IN_SYNC);
+            | flag(!demands.reads_while_syncing, demand::IN_SYNC)
+            | flag(self.log_first, demand::DURABLE);
         *current = demands;
         // Under the lock, so that flags and demands belong together.
         self.flags.store(flags, Ordering::Relaxed);

@@ -14,6 +14,7 @@ use super::table;
 use super::worker::{self, Shared, Worker};
 use crate::counters::Counters;
 use crate::slot::Geometry;
+use crate::store::Durability;
 
 /// How the server serves.
 #[derive(Debug, Clone)]
@@ -75,7 +76,7 @@ impl Server {
             counters: Counters::new(options.workers, table::names()),
             clients: Arc::default(),
             rate: Arc::default(),
-            rules: Arc::new(Rules::new(options.demands)),
+            rules: Arc::new(Rules::new(options.demands, context.store.durability() == Durability::Always)),
         };
         let mut threads = Vec::new();
         for (index, listener) in listeners.into_iter().enumerate() {

@@ -183,16 +183,16 @@ impl Session {
         self.remember(store, store.shard_of(key), seq);
     }
 
-    /// Remembers a write. The shard's head may hold others' writes too: a follower that has it has ours.
+    /// Remembers a write. Others may have written since: a follower that has theirs has ours.
     pub(super) fn wrote(&mut self, store: &Store, key: &[u8]) {
         let shard = store.shard_of(key);
-        self.remember(store, shard, store.head(shard));
+        self.remember(store, shard, store.made(shard));
     }
 
     /// Remembers a write to every shard.
     pub(super) fn wrote_everywhere(&mut self, store: &Store) {
         for shard in store.shards() {
-            let head = store.head(shard);
+            let head = store.made(shard);
             // A shard that had nothing to change may stand where an earlier term left it.
             if store.lineage(shard).last().is_some_and(|term| head.0 >= term.first_seq) {
                 self.remember(store, shard, head);

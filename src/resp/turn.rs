@@ -7,14 +7,14 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::command::{Args, Flow, dispatch, is_held, roles, wait};
+use super::command::{Args, Flow, dispatch, is_held, reads_pending, roles, settle, wait};
 use super::error::CommandError;
 use super::held::{Held, Holder};
 use super::parse::{Arg, Cursor, Limits, ProtocolError, Step};
 use super::reply::Reply;
 use super::rules::demand;
 use super::session::Session;
-use super::table::{GET, SET, TABLE, lookup};
+use super::table::{GET, SET, TABLE, flag, lookup};
 use super::worker::Worker;
 use crate::store::WriteError;
 
@@ -94,7 +94,7 @@ pub(super) struct Outcome {
     pub(super) end: End,
     /// Bytes of the buffer that are dealt with.
     pub(super) consumed: usize,
-    /// Replies that wait for followers; they are no longer among the turn's.
+    /// Replies that wait; they are no longer among the turn's.
     pub(super) held: Option<Held>,
 }
 
@@ -209,7 +209,7 @@ pub(super) struct Turn<'a> {
     pub(super) reply: &'a mut Reply,
     /// What is demanded of commands; see [`demand`].
     pub(super) demands: u8,
-    /// Notes writes whose replies wait for followers.
+    /// Notes writes whose replies wait.
     pub(super) holder: Option<Holder>,
 }
 
@@ -238,7 +238,7 @@ impl<'a> Turn<'a> {
         let mut done = 0;
         let mut outcome = self.run_commands(data, unfinished, resume, &mut done);
         if let Some(holder) = self.holder.take() {
-            outcome.held = holder.end(self.session, self.reply);
+            outcome.held = holder.end(&self.worker.context.store, self.session, self.reply);
         }
         let counters = &self.worker.counters;
         if let Some(started) = started {
@@ -314,6 +314,7 @@ impl<'a> Turn<'a> {
                 Flow::Wait(request) => return Some(Outcome::new(End::Waiting(request), command.end)),
                 Flow::Ask(pending) => return Some(Outcome::new(End::Asking(pending), command.end)),
                 Flow::Hold => return Some(Outcome::new(End::Held, command.start)),
+                Flow::Again => return Some(Outcome::new(End::Paused, command.start)),
             }
             if self.reply.len() > REPLY_BYTES_PER_TURN || *done >= COMMANDS_PER_TURN {
                 return Some(Outcome::new(End::Paused, command.end));
@@ -348,16 +349,29 @@ impl<'a> Turn<'a> {
         flow
     }
 
-    /// Does one command where reads or writes demand something of replication.
+    /// Does one command where reads or writes demand something of replication or of the log.
     #[cold]
     fn execute_with_demands(&mut self, data: &[u8], command: &Parsed, resume: usize) -> Flow {
         let Self { worker, session, ahead, reply, demands, holder } = self;
-        if *demands & demand::SYNC != 0 && holder.is_none() {
-            *holder = Some(Holder::new(worker.rules.demands(), session));
+        if *demands & (demand::SYNC | demand::DURABLE) != 0 && holder.is_none() {
+            *holder = Some(Holder::new(worker, *demands, session));
         }
         let (start, writes) = (reply.len(), session.writes);
         let may_pause = data[command.start] == b'*';
         let args = ahead.args(data, command);
+        let is_queued = session.queue.is_some();
+        if !is_queued
+            && holder.as_ref().is_some_and(Holder::has_pending)
+            && reads_pending(worker, args, command.row)
+        {
+            if may_pause {
+                return Flow::Again;
+            }
+            if let Err(error) = settle(worker) {
+                reply.error(&error.message());
+                return Flow::Done;
+            }
+        }
         let flow = dispatch(worker, session, reply, args, command.row, resume, may_pause);
         // A reply that was begun before replies had to wait is not taken back.
         if let Some(holder) = holder
@@ -365,6 +379,12 @@ impl<'a> Turn<'a> {
             && resume == 0
         {
             holder.wrote(start..reply.len());
+        } else if let Some(holder) = holder
+            && *demands & demand::DURABLE != 0
+            && (is_queued || command.row.is_some_and(|row| TABLE[usize::from(row)].is(flag::WRITE)))
+            && !worker.context.store.is_read_only()
+        {
+            holder.tells(start);
         }
         *demands = worker.rules.flags();
         flow

@@ -22,6 +22,11 @@ fn arguments() -> Vec<&'static str> {
     [SIZES, LOGGED].concat()
 }
 
+/// The same where a reply means that its write is durable.
+fn always() -> Vec<&'static str> {
+    arguments().into_iter().map(|word| if word == "interval" { "always" } else { word }).collect()
+}
+
 fn value(number: u64) -> String {
     format!("{number:0>100}")
 }
@@ -104,10 +109,20 @@ fn a_store_begins_and_ends_to_keep_a_log_as_its_options_say() {
 
 #[test]
 fn a_log_on_a_full_disk_refuses_writes_until_there_is_space() {
+    full_disk("interval", 1);
+}
+
+#[test]
+fn a_log_that_comes_first_refuses_writes_on_a_full_disk_until_there_is_space() {
+    // Of a client that waits for its replies there is one write at a time.
+    full_disk("always", 100);
+}
+
+fn full_disk(level: &str, writers: usize) {
     let Some(mount) = Mount::new(Kind::Ext4, 24) else { return };
     let data = mount.directory.clone();
     let sizes = ["--shard-count", "1", "--key-size", "16", "--value-size", "60000"];
-    let log = ["--durability", "interval", "--wal-segment-size", "128KiB", "--wal-size-max", "8MiB"];
+    let log = ["--durability", level, "--wal-segment-size", "128KiB", "--wal-size-max", "8MiB"];
     let mut leader = Node::leader(&data, &[sizes, log].concat());
     let mut client = leader.client();
     let value = |number: u64| format!("{number:0>60000}");
@@ -123,26 +138,30 @@ fn a_log_on_a_full_disk_refuses_writes_until_there_is_space() {
     assert!(!filled.status.success(), "the disk is not full");
     // Two files go round for as long as a checkpoint frees one; so many writes at once need more of them.
     let mut pipeline = Vec::new();
-    for number in 0..200 {
+    for number in 0..200 / writers as u64 {
         encode(
             &mut pipeline,
             &[b"SET", format!("key:{}", number % 50).as_bytes(), value(number % 50).as_bytes()],
         );
     }
+    let mut clients: Vec<_> = (0..writers).map(|_| leader.client()).collect();
     let mut refused = None;
     wait_until("a full disk refuses writes", PATIENCE, || {
-        client.send(&pipeline).expect("writes are sent");
-        for _ in 0..200 {
-            match client.reply().expect("every write is answered") {
-                Reply::Simple(_) => {}
-                Reply::Error(error) => refused = Some(error),
-                other => panic!("{other:?}"),
+        clients.iter_mut().for_each(|client| client.send(&pipeline).expect("writes are sent"));
+        for client in &mut clients {
+            for _ in 0..200 / writers {
+                match client.reply().expect("every write is answered") {
+                    Reply::Simple(_) => {}
+                    Reply::Error(error) => refused = Some(error),
+                    other => panic!("{other:?}"),
+                }
             }
         }
         refused.is_some()
     });
     let refused = refused.expect("a refusal");
-    assert!(refused.starts_with("OOM") && refused.contains("log"), "{refused}");
+    assert!(refused.starts_with("OOM") || refused.starts_with("MISCONF"), "{refused}");
+    assert!(refused.contains("log"), "{refused}");
     assert_eq!(client.call(&["GET", "key:7"]).text(), value(7), "reads go on");
     assert_eq!(leader.get("/livez").0, 200);
     std::fs::remove_file(&filler).expect("the filler goes");
@@ -234,6 +253,30 @@ impl Drop for Disk {
 
 #[test]
 fn heavy_power_cuts_of_a_real_file_system_take_nothing_that_was_called_durable() {
+    power_cuts(&arguments(), false);
+}
+
+#[test]
+fn heavy_power_cuts_of_a_real_file_system_take_nothing_that_was_answered_at_level_always() {
+    power_cuts(&always(), true);
+}
+
+/// By key: what is durable, and what may be in its place.
+type Known = Vec<(Option<u64>, Vec<u64>)>;
+
+fn key_of(number: u64) -> usize {
+    usize::try_from(number * 7 % 300).expect("small")
+}
+
+/// All of it is durable.
+fn settle(known: &mut Known) {
+    for (durable, since) in known {
+        *durable = since.last().copied().or(*durable);
+        since.clear();
+    }
+}
+
+fn power_cuts(arguments: &[&str], is_durable_when_answered: bool) {
     let cuts =
         std::env::var("SLOTSTREAM_POWER_CUTS").ok().and_then(|cuts| cuts.parse().ok()).unwrap_or(5_u64);
     let parent = tempfile::tempdir().expect("temp dir");
@@ -245,9 +288,8 @@ fn heavy_power_cuts_of_a_real_file_system_take_nothing_that_was_called_durable()
     let data = disk.mount.clone();
     let mut next = 0;
     // No follower has what this one lost.
-    let arguments = [arguments(), vec!["--recover-from-followers", "0s"]].concat();
-    // By key: what was called durable, and what was answered since.
-    let mut known = vec![(None, Vec::new()); 300];
+    let arguments = [arguments, &["--recover-from-followers", "0s"]].concat();
+    let mut known: Known = vec![(None, Vec::new()); 300];
     for cut in 0..cuts {
         let mut leader = Node::leader(&data, &arguments);
         let mut client = leader.client();
@@ -263,31 +305,57 @@ fn heavy_power_cuts_of_a_real_file_system_take_nothing_that_was_called_durable()
             *durable = held;
             since.clear();
         }
-        let mut write = |client: &mut Client, count: u64, known: &mut Vec<(Option<u64>, Vec<u64>)>| {
+        let mut write = |client: &mut Client, count: u64, known: &mut Known| {
             for number in next..next + count {
-                let key = usize::try_from(number * 7 % 300).expect("small");
+                let key = key_of(number);
                 assert_eq!(client.call(&["SET", &format!("key:{key}"), &value(number)]).text(), "OK");
                 known[key].1.push(number);
             }
             next += count;
         };
         write(&mut client, 50 + cut % 7 * 60, &mut known);
-        assert_eq!(leader.client().call(&["SET", "last", "x"]).text(), "OK");
-        wait_until("all is durable", PATIENCE, || {
-            (0..2)
-                .all(|shard| leader.status()["shards"][shard]["seq"].as_u64() <= durable_seq(&leader, shard))
-        });
-        for (durable, since) in &mut known {
-            *durable = since.last().copied().or(*durable);
-            since.clear();
+        if !is_durable_when_answered {
+            assert_eq!(leader.client().call(&["SET", "last", "x"]).text(), "OK");
         }
+        wait_until("all is durable", PATIENCE, || {
+            is_durable_when_answered
+                || (0..2).all(|shard| {
+                    leader.status()["shards"][shard]["seq"].as_u64() <= durable_seq(&leader, shard)
+                })
+        });
+        settle(&mut known);
         write(&mut client, cut % 5 * 30, &mut known);
+        if is_durable_when_answered {
+            settle(&mut known);
+        }
+        // And some that are under way.
+        let mut pipeline = Vec::new();
+        let under_way = next..next + cut % 3 * 400;
+        for number in under_way.clone() {
+            let key = key_of(number);
+            encode(&mut pipeline, &[b"SET", format!("key:{key}").as_bytes(), value(number).as_bytes()]);
+            known[key].1.push(number);
+        }
+        next = under_way.end;
+        client.send(&pipeline).expect("writes are sent");
         if !shut_down(&disk.mount) {
             return;
         }
+        for number in under_way {
+            match client.reply() {
+                Ok(reply) if is_durable_when_answered => {
+                    assert_eq!(reply.text(), "OK");
+                    let (durable, since) = &mut known[key_of(number)];
+                    since.retain(|other| *other > number);
+                    *durable = Some(number);
+                }
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
         // It finds out by itself as soon as it has something to write, and does not go on.
         let ended = crate::harness::poll(PATIENCE, || {
-            let (key, number) = (usize::try_from(next % 300).expect("small"), next);
+            let (key, number) = (key_of(next), next);
             let (name, value) = (format!("key:{key}"), value(number));
             next += 1;
             // Also one without an answer may be there.

@@ -4,6 +4,7 @@
 //! `heavy_` and run one at a time.
 
 mod alone;
+mod always;
 mod backup;
 mod bus_error;
 mod changes;

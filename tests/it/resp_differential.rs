@@ -6,7 +6,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::resp_support::{Client, RedisServer, TestServer, encode};
+use crate::harness::{Node, connect};
+use crate::resp_support::{Client, GEOMETRY, RedisServer, TestServer, encode};
 use std::io::{Read, Write};
 
 /// xorshift64*: enough to pick commands.
@@ -402,14 +403,33 @@ fn replies_equal_redis_in_resp3() {
 fn pipelines_equal_redis() {
     let Some(redis) = RedisServer::start() else { return };
     let server = TestServer::start();
-    let (mut ours, mut theirs) = (server.connect(), redis.connect());
-    let mut random = Random::from_environment(2);
-    for _ in 0..60 {
-        let commands: Vec<_> = (0..1 + random.below(300)).map(|_| command(&mut random, false)).collect();
+    pipelines(&mut server.connect(), &mut redis.connect(), &mut Random::from_environment(2), 60);
+}
+
+#[test]
+fn pipelines_equal_redis_where_every_reply_waits_for_the_log() {
+    let Some(redis) = RedisServer::start() else { return };
+    let directory = tempfile::tempdir().expect("temp dir");
+    let (key_size, value_size) = (GEOMETRY.key_size_max.to_string(), GEOMETRY.value_size_max.to_string());
+    let arguments = ["--key-size", &key_size, "--value-size", &value_size, "--durability", "always"];
+    let node = Node::leader(&directory.path().join("leader"), &arguments);
+    let stream = connect(node.ports.listen);
+    let mut ours = Client::new(stream.try_clone().expect("a second handle"), stream);
+    pipelines(&mut ours, &mut redis.connect(), &mut Random::from_environment(3), 15);
+}
+
+fn pipelines<A: Read + Write, B: Read + Write>(
+    ours: &mut Client<A>,
+    theirs: &mut Client<B>,
+    random: &mut Random,
+    count: usize,
+) {
+    for _ in 0..count {
+        let commands: Vec<_> = (0..1 + random.below(300)).map(|_| command(random, false)).collect();
         let bytes: Vec<u8> =
             commands.iter().flat_map(|c| if random.one_in(8) { inline(c) } else { encode(c) }).collect();
         // In pieces that cut commands anywhere.
-        for piece in bytes.chunks(usize::try_from(1 + random.below(20_000)).unwrap()) {
+        for piece in bytes.chunks(usize::try_from(1 + random.below(20_000)).expect("small")) {
             ours.send(piece);
         }
         theirs.send(&bytes);

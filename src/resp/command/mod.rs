@@ -85,6 +85,8 @@ pub(super) enum Flow {
     Ask(roles::Pending),
     /// Nothing was done: send what is there, and call the command again when writes are no longer held.
     Hold,
+    /// Nothing was done: what the command reads waits for the log. Call it again when what is held was sent.
+    Again,
 }
 
 /// One call of a command.
@@ -204,6 +206,24 @@ fn try_dispatch(
 pub(super) fn is_held(worker: &Worker) -> bool {
     let context = &worker.context;
     context.store.is_read_only() && context.node.control.are_writes_held()
+}
+
+/// Whether a command reads what a change will be that waits for the log.
+pub(super) fn reads_pending(worker: &Worker, args: Args<'_>, row: Option<u8>) -> bool {
+    let Some(command) = row.map(|row| &TABLE[usize::from(row)]) else { return false };
+    let store = &worker.context.store;
+    command.is(flag::READONLY)
+        && match command.first_key {
+            0 => store.has_pending(),
+            _ => command.key_positions(args.len()).any(|key| store.is_pending(args.at(key))),
+        }
+}
+
+/// Waits for the log in this thread, which all its clients do then: for commands that cannot be put off.
+#[cold]
+pub(super) fn settle(worker: &Worker) -> Result<(), CommandError> {
+    let text = |error| CommandError::Text(format!("MISCONF what was written is not durable: {error}").into());
+    worker.context.store.settle().map_err(text)
 }
 
 /// Whether the command exists, has its arguments, and may be done here.

@@ -5,7 +5,7 @@ use super::super::number::{Decimal, parse_i64};
 use super::expiry::{Deadline, TimeUnit, deadline};
 use super::{Call, Flow};
 use crate::slot::Geometry;
-use crate::store::{Change, Entry, WriteError};
+use crate::store::{Change, Entry, Store, WriteError};
 
 type Outcome = Result<Flow, CommandError>;
 
@@ -226,6 +226,14 @@ pub(in crate::resp) fn getdel(call: &mut Call<'_>) -> Outcome {
     reply_old_value(call, call.args.at(1), |old, _| if old.is_some() { Change::Delete } else { Change::Keep })
 }
 
+/// Whether there is a record for the next write of its key.
+fn is_there(store: &Store, key: &[u8]) -> Result<bool, CommandError> {
+    if store.is_pending(key) {
+        return Ok(store.update(key, |old, _| (Change::Keep, old.is_some()))?);
+    }
+    Ok(store.contains(key)?)
+}
+
 /// `GETEX key [EX s | PX ms | EXAT s | PXAT ms | PERSIST]`
 pub(in crate::resp) fn getex(call: &mut Call<'_>) -> Outcome {
     let key = call.args.at(1);
@@ -236,12 +244,15 @@ pub(in crate::resp) fn getex(call: &mut Call<'_>) -> Outcome {
             // Redis looks at the time only if there is a key.
             match deadline(call, at, unit, kind) {
                 Ok(expire_at) => Some(expire_at),
-                Err(error) if call.store().contains(key)? => return Err(error),
+                Err(error) if is_there(call.store(), key)? => return Err(error),
                 Err(_) => None,
             }
         }
     };
     let Some(expire_at) = expire_at else {
+        if call.store().is_pending(key) {
+            return reply_old_value(call, key, |_, _| Change::Keep);
+        }
         reply_value(call, key)?;
         return Ok(Flow::Done);
     };

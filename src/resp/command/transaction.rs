@@ -82,7 +82,7 @@ fn has_write(session: &Session) -> bool {
 fn run_queue(call: &mut Call<'_>, queue: Box<Queue>) -> Outcome {
     for index in call.resume..queue.len() {
         // A reply that waits for followers waits as a whole, and so is made as a whole.
-        let may_pause = call.may_pause && call.worker.rules.flags() & demand::SYNC == 0;
+        let may_pause = call.may_pause && call.worker.rules.flags() & (demand::SYNC | demand::DURABLE) == 0;
         if index > call.resume && call.reply.len() > REPLY_PAUSE_BYTES && may_pause {
             call.session.queue = Some(queue);
             return Ok(Flow::More(index));
@@ -92,8 +92,17 @@ fn run_queue(call: &mut Call<'_>, queue: Box<Queue>) -> Outcome {
             return Ok(Flow::Close);
         }
         let (row, bytes, ranges) = queue.command(index);
+        let args = Args::new(bytes, ranges);
+        let waits_for_log = call.worker.rules.flags() & demand::DURABLE != 0;
+        if waits_for_log
+            && super::reads_pending(call.worker, args, Some(row))
+            && let Err(error) = super::settle(call.worker)
+        {
+            call.reply.error(&error.message());
+            continue;
+        }
         let mut inner = Call {
-            args: Args::new(bytes, ranges),
+            args,
             reply: &mut *call.reply,
             session: &mut *call.session,
             worker: call.worker,
@@ -104,7 +113,7 @@ fn run_queue(call: &mut Call<'_>, queue: Box<Queue>) -> Outcome {
         };
         match (TABLE[usize::from(row)].run)(&mut inner) {
             Ok(Flow::Close) => return Ok(Flow::Close),
-            Ok(Flow::Done | Flow::More(_) | Flow::Wait(_) | Flow::Ask(_) | Flow::Hold) => {}
+            Ok(Flow::Done | Flow::More(_) | Flow::Wait(_) | Flow::Ask(_) | Flow::Hold | Flow::Again) => {}
             Err(error) => call.reply.error(&error.message()),
         }
     }
