@@ -47,6 +47,10 @@ impl Store {
     /// After an error some shards follow, and the process must end.
     pub fn demote(&self) -> Result<(), HistoryError> {
         self.stop_writes();
+        if self.has_pending() {
+            // The log has failed, or else what waits for it has landed.
+            self.sync_history_log()?;
+        }
         self.end_regain()?;
         self.check_synced()?;
         self.demotions.fetch_add(1, Ordering::Relaxed);
