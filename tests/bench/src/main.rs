@@ -6,6 +6,7 @@
 
 mod armdb_engine;
 mod clocks;
+mod durable;
 mod engine;
 mod follower_process;
 mod idle;
@@ -137,6 +138,7 @@ fn run(arguments: &Arguments, report: &mut Report, data: &Path) -> Result<()> {
     if arguments.runs("redis") {
         let size = if arguments.is_quick { through_resp::Size::QUICK } else { through_resp::Size::FULL };
         through_resp::run(report, size, &launcher, arguments.only)?;
+        durable::run(report, size, &launcher, arguments.only)?;
     }
     if arguments.runs("replication") {
         let size = if arguments.is_quick { replication::Size::QUICK } else { replication::Size::FULL };

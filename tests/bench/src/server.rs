@@ -16,6 +16,28 @@ use crate::resp_client::RespClient;
 #[derive(Debug, Clone, Copy)]
 pub struct ShardCount(pub u16);
 
+/// What of that which was answered survives a power cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Promise {
+    /// What the system has written back.
+    None,
+    /// All but the last moment.
+    Interval,
+    /// All.
+    Always,
+}
+
+impl Promise {
+    /// Our name, and Redis's `appendonly` and `appendfsync`.
+    pub fn names(self) -> [&'static str; 3] {
+        match self {
+            Self::None => ["none", "no", "no"],
+            Self::Interval => ["interval", "yes", "everysec"],
+            Self::Always => ["always", "yes", "always"],
+        }
+    }
+}
+
 /// A server that answers on its RESP port.
 #[derive(Debug)]
 pub struct Server {
@@ -38,9 +60,15 @@ pub struct Launcher {
 impl Launcher {
     /// Starts a leader: ours, or a redis-server with persistence off and all else as it comes.
     pub fn leader(&self, side: Side, shards: ShardCount) -> Result<Server> {
+        self.leader_that(side, shards, Promise::None)
+    }
+
+    /// Starts a leader that promises this.
+    pub fn leader_that(&self, side: Side, shards: ShardCount, promise: Promise) -> Result<Server> {
+        let [durability, appendonly, appendfsync] = promise.names();
         match side {
             Side::Ours => self.start("leader", |command, folder, ports| {
-                command.arg("leader").arg("--data-dir").arg(folder);
+                command.arg("leader").arg("--data-dir").arg(folder).args(["--durability", durability]);
                 command.args([
                     "--shard-count",
                     &shards.0.to_string(),
@@ -52,7 +80,10 @@ impl Launcher {
                 command.args(["--replication-listen", &ports[1].to_string()]);
                 command.args(["--listen", &ports[0].to_string(), "--http-listen", &ports[2].to_string()]);
             }),
-            Side::Peer => self.start("redis", redis),
+            Side::Peer => self.start("redis", |command, folder, ports| {
+                redis(command, folder, ports);
+                command.args(["--appendonly", appendonly, "--appendfsync", appendfsync]);
+            }),
         }
     }
 

@@ -11,11 +11,11 @@ use crate::report::{Report, Side, Target, Unit};
 use crate::resp_client::RespClient;
 use crate::server::{Launcher, Server, ShardCount};
 
-const REDIS: &str = "redis 7.0";
+pub(crate) const REDIS: &str = "redis 7.0";
 const CLIENTS: &str = "50";
-const KEY_COUNT: u64 = 1_000_000;
-const VALUE_SIZE: usize = 64;
-const SHARDS: ShardCount = ShardCount(4);
+pub(crate) const KEY_COUNT: u64 = 1_000_000;
+pub(crate) const VALUE_SIZE: usize = 64;
+pub(crate) const SHARDS: ShardCount = ShardCount(4);
 
 /// How much is done.
 #[derive(Debug, Clone, Copy)]
@@ -33,11 +33,12 @@ impl Size {
     pub const QUICK: Self = Self { rounds: 1, divisor: 8 };
 }
 
+/// What redis-benchmark is told.
 #[derive(Debug, Clone, Copy)]
-struct Load {
-    command: &'static str,
-    pipeline: u64,
-    request_count: u64,
+pub(crate) struct Load {
+    pub(crate) command: &'static str,
+    pub(crate) pipeline: u64,
+    pub(crate) request_count: u64,
 }
 
 fn loads() -> impl Iterator<Item = Load> {
@@ -122,15 +123,17 @@ fn declare(report: &mut Report, load: Load, follower_count: i64) {
     }
 }
 
-struct Figures {
+pub(crate) struct Figures {
     request_count: u64,
     /// Requests a second.
-    rate: f64,
+    pub(crate) rate: f64,
+    /// What one request in a hundred takes at least; the pipeline it is in, that is.
+    pub(crate) p99_seconds: f64,
     /// CPU seconds of the server per million requests.
     cpu: f64,
 }
 
-fn measure(server: &Server, load: Load, divisor: u64) -> Result<Figures> {
+pub(crate) fn measure(server: &Server, load: Load, divisor: u64) -> Result<Figures> {
     let request_count = load.request_count / divisor;
     let before = process_cpu(server.pid())?;
     let output = Command::new("redis-benchmark")
@@ -147,24 +150,28 @@ fn measure(server: &Server, load: Load, divisor: u64) -> Result<Figures> {
         String::from_utf8_lossy(&output.stderr)
     );
     let cpu = used.as_secs_f64() * 1e6 / request_count as f64;
-    Ok(Figures { request_count, rate: parse_rate(&text)?, cpu })
+    let p99_seconds = parse_field(&text, P99_MS)? / 1000.0;
+    Ok(Figures { request_count, rate: parse_field(&text, RATE_FIELD)?, p99_seconds, cpu })
 }
 
-/// The second field of the last line: `"SET","123456.78",...`.
-fn parse_rate(csv: &str) -> Result<f64> {
-    let field = csv.lines().next_back().and_then(|line| line.split(',').nth(1));
-    let field = field.with_context(|| format!("redis-benchmark printed no rate: {csv:?}"))?;
+const RATE_FIELD: usize = 1;
+const P99_MS: usize = 6;
+
+/// A field of the last line: `"SET","123456.78",...`.
+fn parse_field(csv: &str, index: usize) -> Result<f64> {
+    let field = csv.lines().next_back().and_then(|line| line.split(',').nth(index));
+    let field = field.with_context(|| format!("redis-benchmark printed no field {index}: {csv:?}"))?;
     Ok(field.trim_matches('"').parse()?)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::parse_rate;
+    use super::parse_field;
 
     #[test]
-    fn the_rate_is_the_second_field_of_the_last_line() {
+    fn a_figure_is_a_field_of_the_last_line() {
         let csv = "\"test\",\"rps\",\"avg_latency_ms\"\n\"SET\",\"120481.93\",\"0.4\"\n";
-        assert_eq!(parse_rate(csv).unwrap(), 120_481.93);
-        assert!(parse_rate("").is_err());
+        assert_eq!(parse_field(csv, 1).unwrap(), 120_481.93);
+        assert!(parse_field(csv, 3).is_err() && parse_field("", 1).is_err());
     }
 }
