@@ -14,7 +14,7 @@ use crate::store::tests::{assert_equal, contents, drain, geometry, memory};
 use crate::store::{Change, Durability, Options, Simulated, SimulatedShards};
 use crate::wal::SEGMENT_SIZE_MIN;
 use crate::wal::disk::Disk;
-use crate::wal::simulated::SimulatedDisk;
+use crate::wal::simulated::{Fault, SimulatedDisk};
 
 const SHARD: ShardIndex = ShardIndex(0);
 
@@ -113,6 +113,17 @@ fn what_waits_has_landed_when_writes_are_stopped_and_a_new_term_begins_behind_it
     assert_eq!(store.len(), 21);
     store.demote().unwrap();
     store.close().unwrap();
+}
+
+#[test]
+fn a_store_whose_log_fails_with_changes_waiting_neither_follows_nor_closes() {
+    let disk = SimulatedDisk::new(Arc::new(SystemChance));
+    let store = open(1, Arc::new(disk.clone()), false);
+    store.put(b"a", b"1").unwrap();
+    disk.plan(disk.calls(), Fault::Failure);
+    assert!(store.demote().is_err() && store.close().is_err());
+    assert_eq!((store.get(b"a").unwrap(), store.head(SHARD)), (None, Seq::ZERO));
+    assert!(store.settle().is_err() && store.put(b"b", b"1").is_err());
 }
 
 #[test]
