@@ -279,12 +279,14 @@ impl View {
         }
         let (watermark, inconsistent) =
             (store.progress(shard).seq, is_inconsistent(store, &self.links, shard));
+        // An empty shard has no watermark to tell it by.
+        let was_in_sync = watermark > Seq::ZERO || store.was_in_sync(shard);
         let Some(cell) = cells.iter().find(|cell| cell.shard == shard.0) else {
             return ShardStatus {
                 phase: Phase::Connecting.as_str().to_owned(),
                 applied_seq: watermark.0,
                 inconsistent,
-                ready: watermark > Seq::ZERO,
+                ready: was_in_sync,
                 ..base
             };
         };
@@ -306,7 +308,7 @@ impl View {
                 Phase::Stream => true,
                 Phase::Refused => false,
                 // Also while it asks a leader again that has refused it.
-                _ => watermark > Seq::ZERO && is_well && !cell.is_unrelated.load(Relaxed),
+                _ => was_in_sync && is_well && !cell.is_unrelated.load(Relaxed),
             },
             scan: link.scan,
             ..base

@@ -246,8 +246,8 @@ pub struct InspectArgs {
 One directory: checks every record's checksum, and what is derived from the records: index, free slots, counts.
 Two directories: both must belong to one store, such as a leader's and its follower's; they are equal if every
 slot of the shards that both hold has the same bytes. Let the follower catch up before you stop both.
-Damaged slots and differences are listed and make the exit code 1. A leader does not open a damaged directory;
-a follower does, and takes the damaged records from its leader again.")]
+Damaged slots and differences are listed and make the exit code 1. A node that opens a damaged directory sets
+such slots aside: a follower takes them from its leader again, a leader serves the others.")]
 pub struct VerifyArgs {
     /// Data directory of a stopped node
     #[arg(value_name = "DIR")]

@@ -129,7 +129,9 @@ impl Regaining {
         let since = env.store.tail(shard).ok_or_else(refuse)?;
         // How far this history went before the crash is not known here.
         let is_ours = fork(lineage, Seq::MAX, &hello.lineage, hello.head) == Some(hello.head);
-        if !is_ours || hello.asks || hello.watermark <= since {
+        // No more can be held for sure than is held.
+        let is_sound = hello.watermark <= hello.head;
+        if !is_ours || !is_sound || hello.asks || hello.watermark <= since {
             return Err(refuse());
         }
         let seat = take_seat(shard, env)?;

@@ -3,8 +3,8 @@
 //! Nothing is thrown away unless the leader itself refuses these data, and has the store that was named; so
 //! the option may stay among the arguments.
 
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 use anyhow::Context as _;
 use uuid::Uuid;
@@ -16,12 +16,14 @@ use crate::store::directory;
 
 /// Removes the directory's store if the leader has store `id` and cannot take a follower with ours.
 pub(super) fn store(data_dir: &Path, leader: &str, id: Uuid) -> anyhow::Result<()> {
-    let shards = directory::shards_path(data_dir);
+    let (shards, doomed) = (directory::shards_path(data_dir), data_dir.join("shards.doomed"));
+    // A removal was cut off.
+    remove(&doomed)?;
     let file = shards.join(directory::shard_file(ShardIndex(0)));
     let held = match directory::inspect(&file) {
         Ok(found) => found?,
         // Nothing is in the way.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => {
             return Err(error).with_context(|| format!("{}: cannot read the header", file.display()));
         }
@@ -52,5 +54,16 @@ pub(super) fn store(data_dir: &Path, leader: &str, id: Uuid) -> anyhow::Result<(
         reason,
         "--accept-store: THE DATA OF THIS DIRECTORY ARE THROWN AWAY and replaced by the leader's"
     );
-    fs::remove_dir_all(&shards).with_context(|| format!("{}: cannot remove", shards.display()))
+    // Aside first: a removal that is cut off would leave a store that cannot be opened.
+    fs::rename(&shards, &doomed).with_context(|| format!("{}: cannot move aside", shards.display()))?;
+    remove(&doomed)
+}
+
+fn remove(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("{}: cannot remove", path.display()))
+        }
+        _ => Ok(()),
+    }
 }

@@ -226,6 +226,8 @@ impl<'a> Turn<'a> {
 
     /// Does the commands in `data`. `unfinished` is the parse of a command that an earlier turn met the
     /// beginning of, at the start of `data`; `resume` goes to the first command.
+    // Apart from the connection's future: in there the compiler leaves writes uninlined, which costs a SET 90 ns.
+    #[inline(never)]
     pub(super) fn run(
         mut self,
         data: &mut [u8],

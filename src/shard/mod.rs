@@ -333,7 +333,7 @@ impl Shard {
     }
 
     /// As [`Shard::settle`]; `word` is what is to be kept of the slot, if that changes.
-    #[inline]
+    #[inline(always)]
     fn conclude(&mut self, slot: SlotIndex, content_size: usize, word: Option<Word>) -> &[u8] {
         let size = HEADER_SIZE + content_size;
         self.finish_redo(slot, size);

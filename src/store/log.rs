@@ -350,11 +350,13 @@ impl Keeper {
             match self.step(&store.cells, goal) {
                 Err(SyncError::Log(LogError::Full { .. })) => {
                     self.stalls.fetch_add(1, Ordering::Relaxed);
+                    let _need = self.pace.need();
                     self.checkpoint(store)?;
                 }
                 // What the log gives up may be all that it needs.
                 Err(SyncError::Log(LogError::NoSpace { .. })) if !has_tried => {
                     has_tried = true;
+                    let _need = self.pace.need();
                     self.checkpoint(store)?;
                 }
                 result => return self.note(result),

@@ -9,7 +9,7 @@
 //! Without a rate nothing waits here: that is for programs that make checkpoints themselves, and for simulators.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::region::Window;
@@ -49,12 +49,29 @@ pub(super) struct Pace {
     bytes_per_second: AtomicU64,
     written_bytes: AtomicU64,
     held: AtomicU64,
+    /// Those who can do nothing before the checkpoint is through.
+    in_need: AtomicU32,
+}
+
+/// Somebody waits for the checkpoint, until this is dropped.
+pub(super) struct Need<'a>(&'a AtomicU32);
+
+impl Drop for Need<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Pace {
     pub(super) fn set(&self, bytes_per_second: u64) {
         // Relaxed: who waits looks again soon.
         self.bytes_per_second.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// No checkpoint takes its time meanwhile, neither one under way: a log without space may look nearly empty.
+    pub(super) fn need(&self) -> Need<'_> {
+        self.in_need.fetch_add(1, Ordering::Relaxed);
+        Need(&self.in_need)
     }
 
     /// Bytes that were written back, and how often a writer was held.
@@ -89,7 +106,7 @@ impl Pace {
     fn due(&self, bytes: u64, fill: Fill) -> Option<Duration> {
         let rate = self.bytes_per_second.load(Ordering::Relaxed);
         let slack = 1.0 - fill.pressure(HURRY_FROM, HURRY_TO);
-        (rate > 0 && slack > 0.0)
+        (rate > 0 && slack > 0.0 && self.in_need.load(Ordering::Relaxed) == 0)
             .then(|| Duration::from_secs_f64(crate::units::float(bytes) / crate::units::float(rate) * slack))
     }
 
@@ -138,6 +155,11 @@ mod tests {
     fn a_checkpoint_goes_faster_the_fuller_the_log_and_never_waits_without_a_rate() {
         let pace = Pace::default();
         assert_eq!(pace.due(MIB, fill(1)), None);
+        pace.set(MIB);
+        let need = pace.need();
+        assert_eq!(pace.due(MIB, fill(1)), None, "somebody waits");
+        drop(need);
+        assert_eq!(pace.due(MIB, fill(1)), Some(Duration::from_secs(1)));
         pace.set(MIB);
         assert_eq!(pace.due(MIB, fill(1)), Some(Duration::from_secs(1)));
         assert_eq!(pace.due(MIB, fill(32)), Some(Duration::from_secs(1)), "half full: at the rate");

@@ -103,6 +103,7 @@ impl Locked {
     }
 
     /// Makes a change that stores a record.
+    #[cold]
     pub(super) fn pend_put(
         &mut self,
         place: Place,
@@ -127,6 +128,7 @@ impl Locked {
     }
 
     /// Makes a change that removes one.
+    #[cold]
     pub(super) fn pend_delete(&mut self, slot: SlotIndex, key: &[u8]) {
         let record = self.shard.pend_delete(slot, key);
         self.log.push(record);

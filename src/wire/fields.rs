@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::frame::{Frame, Kind, push_frame};
+use super::frame::{EPOCH_MAX, Frame, Kind, push_frame};
 use super::message::{MessageError, ScanPlace, TERMS_MAX};
 use crate::slot::lineage::is_ordered;
 use crate::slot::{Geometry, Seq, SlotIndex, Term};
@@ -134,7 +134,11 @@ impl<'a> Fields<'a> {
         for _ in 0..count {
             terms.push(Term { epoch: self.u64()?, id: self.u64()?, first_seq: self.seq()?.0 });
         }
-        if is_ordered(&terms) { Ok(terms) } else { Err(MessageError::Lineage) }
+        if is_ordered(&terms) && terms.last().is_none_or(|term| term.epoch <= EPOCH_MAX) {
+            Ok(terms)
+        } else {
+            Err(MessageError::Lineage)
+        }
     }
 
     pub(super) fn end(&self) -> Result<(), MessageError> {

@@ -148,11 +148,15 @@ impl FrameHeader {
         if !kind.flags_are_known(flags) {
             return Err(FrameError::Flags { kind, found: flags });
         }
+        let epoch = u64::from_le_bytes(word(bytes, OFFSET_EPOCH));
+        if epoch > EPOCH_MAX {
+            return Err(FrameError::Epoch { found: epoch });
+        }
         Ok(Self {
             payload_len,
             kind,
             flags,
-            epoch: u64::from_le_bytes(word(bytes, OFFSET_EPOCH)),
+            epoch,
             payload_crc: u32::from_le_bytes(word(bytes, OFFSET_PAYLOAD_CRC)),
         })
     }
@@ -164,6 +168,9 @@ fn word<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
     word.copy_from_slice(&bytes[offset..offset + N]);
     word
 }
+
+/// The highest epoch that a peer may name: the next one is always a number, too.
+pub const EPOCH_MAX: u64 = 1 << 48;
 
 /// Why bytes are not frames of ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -218,6 +225,12 @@ pub enum FrameError {
         found: u32,
         /// CRC of what is there.
         wanted: u32,
+    },
+    /// No leader gets so far.
+    #[error("frame epoch is {found}, wanted at most {EPOCH_MAX}")]
+    Epoch {
+        /// Number stated.
+        found: u64,
     },
     /// No message has this number.
     #[error("frame kind is {found}, which this version does not know")]

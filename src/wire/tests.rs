@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::frame::{
-    FLAG_SCAN, FLAG_STREAM, FLAG_WANTED, Frame, FrameDecoder, FrameError, FrameHeader, HEADER_SIZE, Kind,
-    PAYLOAD_SIZE_MAX, PREAMBLE, Side, payload_len,
+    EPOCH_MAX, FLAG_SCAN, FLAG_STREAM, FLAG_WANTED, Frame, FrameDecoder, FrameError, FrameHeader,
+    HEADER_SIZE, Kind, PAYLOAD_SIZE_MAX, PREAMBLE, Side, payload_len,
 };
 use super::message::{
     Ack, Heartbeat, Hello, MessageError, REFUSE_TEXT_SIZE_MAX, Refuse, RefuseCode, Regain, ScanDone,
@@ -243,6 +243,17 @@ fn foreign_peers_are_told_apart_by_their_first_bytes() {
     assert_eq!(client(b"SLOTSTREAX\r\n"), FrameError::RedisClient);
 }
 
+/// One frame of the highest epoch there is once ended a leader for good: the one behind it is no number.
+#[test]
+fn an_epoch_that_has_no_next_one_is_refused() {
+    let header =
+        |epoch| FrameHeader { payload_len: 0, kind: Kind::Hello, flags: 0, epoch, payload_crc: 0 }.encode();
+    assert!(FrameHeader::decode(&header(EPOCH_MAX), 4096).is_ok());
+    for epoch in [EPOCH_MAX + 1, u64::MAX] {
+        assert_eq!(FrameHeader::decode(&header(epoch), 4096), Err(FrameError::Epoch { found: epoch }));
+    }
+}
+
 #[test]
 fn a_length_is_checked_before_anything_is_made_of_it() {
     let header = FrameHeader {
@@ -372,7 +383,7 @@ fn round_trip<T: PartialEq + std::fmt::Debug>(
 proptest! {
     #[test]
     fn hello_comes_back(
-        (shard, resp_port, epoch) in (0..1000_u16, any::<u16>(), any::<u64>()),
+        (shard, resp_port, epoch) in (0..1000_u16, any::<u16>(), 0..=EPOCH_MAX),
         geometry in proptest::option::of(geometry()),
         (store_id, follower_id) in any::<(u128, u128)>(),
         (watermark, head, through) in (seq(), seq(), seq()),
@@ -400,7 +411,7 @@ proptest! {
 
     #[test]
     fn welcome_comes_back(
-        (shard, resp_port, epoch) in any::<(u16, u16, u64)>(),
+        (shard, resp_port, epoch) in (any::<u16>(), any::<u16>(), 0..=EPOCH_MAX),
         geometry in geometry(),
         store_id in any::<u128>(),
         (since, head, fork, through) in (seq(), seq(), seq(), seq()),

@@ -252,7 +252,13 @@ impl World {
         let is_given_up = lanes[lane].is_given_up;
         let noise_percent = if self.is_calm { 0 } else { self.scenario.noise_percent };
         let held = self.nodes[node].store.progress(shard).seq;
-        let connection = Connection::new(node, held, self.scenario.network_bytes, noise_percent);
+        // A handshake brings 128 terms each way, and has a deadline.
+        let bytes = if self.is_long_lived {
+            self.scenario.network_bytes.max(200)
+        } else {
+            self.scenario.network_bytes
+        };
+        let connection = Connection::new(node, held, bytes, noise_percent);
         let shared = match is_given_up {
             true => Seq::ZERO,
             false => self.histories.shared(&self.nodes[node].store, &self.nodes[target].store, shard),

@@ -112,7 +112,13 @@ impl Peer {
             let mut bytes = [0; 4096];
             match self.stream.read(&mut bytes) {
                 Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has hung up")),
-                Ok(count) => self.read.extend_from_slice(&bytes[..count]),
+                Ok(count) => {
+                    self.read.extend_from_slice(&bytes[..count]);
+                    if !bytes[..count].contains(&b'\n') {
+                        // The deadline counts for who sends a byte now and then, too.
+                        return Ok(None);
+                    }
+                }
                 Err(error) if is_pause(&error) => return Ok(None),
                 Err(error) => return Err(error),
             }
