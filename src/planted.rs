@@ -52,8 +52,6 @@ pub enum Bug {
     SentCountsAsApplied,
     /// A follower that hears nothing of its leader any more calls itself fresh.
     SilenceForgotten,
-    /// A follower lets a leader's shard that never held anything empty its own.
-    EmptiedStoreAccepted,
     /// A leader that remembers nothing of what a follower shares with it replaces all that the follower holds.
     ForgottenTaken,
     /// After an OS crash a leader forgets what followers gave back when it takes its new term.

@@ -78,7 +78,6 @@ planted! {
     follower_that_hears_nothing_is_fresh: SilenceForgotten,
     stale_digest_is_believed: StaleDigestBelieved,
     older_epoch_is_accepted: OlderEpochAccepted,
-    emptied_store_is_accepted: EmptiedStoreAccepted,
     half_a_report_is_kept: HalfReportKept,
     forgotten_follower_is_emptied: ForgottenTaken,
     what_was_given_back_is_forgotten: RegainedForgotten,
