@@ -15,28 +15,17 @@ mod pull;
 pub mod restore;
 pub mod take;
 
-use std::path::{Path, PathBuf};
-use std::{fs, io};
+use std::fs;
+use std::path::Path;
 
-use crate::store::directory;
+use crate::store::directory::{self, file_error};
 
+pub use crate::store::directory::FileError;
 pub use manifest::{Manifest, ManifestError};
 pub use pull::PullError;
 pub use restore::{RestoreError, Restored, restore};
 pub(crate) use take::take_watched;
 pub use take::{BackupError, Request, Taken, take};
-
-/// A file or directory that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("{path}: cannot {action}: {error}")]
-pub struct FileError {
-    /// Which one.
-    pub path: PathBuf,
-    /// What was tried.
-    pub action: &'static str,
-    /// What the system said.
-    pub error: io::Error,
-}
 
 /// Makes a directory, durably, unless it is there.
 fn make_directory(path: &Path) -> Result<(), FileError> {
@@ -46,9 +35,4 @@ fn make_directory(path: &Path) -> Result<(), FileError> {
     fs::create_dir_all(path).map_err(file_error(path, "create it"))?;
     let parent = path.canonicalize().map(|path| path.parent().unwrap_or(Path::new("/")).to_owned());
     parent.and_then(|parent| directory::sync(&parent)).map_err(file_error(path, "sync its parent"))
-}
-
-fn file_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> FileError {
-    let path = path.to_owned();
-    move |error| FileError { path, action, error }
 }

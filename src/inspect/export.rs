@@ -15,6 +15,7 @@ use super::ask::{AskError, Asked};
 use super::import::DASH;
 use super::redis::Reply;
 use crate::rows::{self, Format, Row, Target};
+use crate::store::directory::{FileError, file_error};
 use crate::units;
 use crate::watch::{Counts, Watch};
 
@@ -54,23 +55,11 @@ pub enum ExportError {
         found: String,
     },
     /// The file cannot be written.
-    #[error("{path}: cannot {action}: {error}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        action: &'static str,
-        /// What the system said.
-        error: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Nobody takes the rows, or the figures.
     #[error("cannot write: {0}")]
     Write(#[from] io::Error),
-}
-
-fn file_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> ExportError {
-    let path = path.to_owned();
-    move |error| ExportError::File { path, action, error }
 }
 
 /// Exports a node's records.
@@ -102,7 +91,7 @@ pub fn run(export: &Export, out: &mut impl Write) -> Result<(), ExportError> {
 fn write_file(export: &Export, node: &mut Asked, format: Format, path: &Path) -> Result<String, ExportError> {
     let file = File::create(path).map_err(file_error(path, "create it"))?;
     let target = rows::writer(format, &file).map_err(file_error(path, "write to it"));
-    let figures = walk(export, node, &mut *target?, |error| file_error(path, "write to it")(error))?;
+    let figures = walk(export, node, &mut *target?, |error| file_error(path, "write to it")(error).into())?;
     file.sync_all().map_err(file_error(path, "sync it"))?;
     Ok(figures)
 }

@@ -15,7 +15,7 @@ use crate::shard::REDO_OFFSET;
 use crate::shard::header::{Role, slots_offset};
 use crate::slot::image::{RECORD_HEADER_SIZE, read_u32};
 use crate::slot::{Geometry, ShardIndex, SlotIndex, SlotView, Status};
-use crate::store::directory::{self, Inspection};
+use crate::store::directory::{self, Inspection, file_error};
 use crate::store::{Progress, Term};
 use crate::units;
 
@@ -84,11 +84,7 @@ pub fn print(
 fn read(directory: &Path, only: Option<u16>) -> Result<Report, ToolError> {
     let shards = directory::shards_path(directory);
     let path = |shard: u16| shards.join(directory::shard_file(ShardIndex(shard)));
-    std::fs::read_dir(directory).map_err(|error| ToolError::File {
-        path: directory.to_owned(),
-        action: "read the directory",
-        error,
-    })?;
+    std::fs::read_dir(directory).map_err(file_error(directory, "read the directory"))?;
     if !path(0).exists() {
         return Err(ToolError::NoStore { directory: directory.to_owned() });
     }
@@ -102,21 +98,12 @@ fn read(directory: &Path, only: Option<u16>) -> Result<Report, ToolError> {
 }
 
 fn header(path: &Path) -> Result<Inspection, ToolError> {
-    let read = directory::inspect(path).map_err(|error| ToolError::File {
-        path: path.to_owned(),
-        action: "read",
-        error,
-    })?;
-    Ok(read?)
+    Ok(directory::inspect(path).map_err(file_error(path, "read"))??)
 }
 
 fn shard_report(file: PathBuf) -> Result<ShardReport, ToolError> {
     let found = header(&file)?;
-    let slots = count(&file, &found).map_err(|error| ToolError::File {
-        path: file.clone(),
-        action: "read",
-        error,
-    })?;
+    let slots = count(&file, &found).map_err(file_error(&file, "read"))?;
     let (identity, state) = (found.identity, found.state);
     Ok(ShardReport {
         shard: identity.shard.0,

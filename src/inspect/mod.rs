@@ -20,6 +20,7 @@ use std::path::PathBuf;
 
 pub use fetch::{FetchError, fetch};
 
+use crate::store::directory::FileError;
 use crate::store::{HeaderError, OpenError};
 
 /// What a tool found; the process's exit code follows from it.
@@ -65,15 +66,8 @@ pub enum ToolError {
         second: String,
     },
     /// A file cannot be read.
-    #[error("{path}: cannot {action}: {error}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        action: &'static str,
-        /// What the system said.
-        error: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A header is not what it should be.
     #[error(transparent)]
     Header(#[from] HeaderError),

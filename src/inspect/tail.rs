@@ -25,6 +25,7 @@ use super::redis::Reply;
 use crate::slot::KeyValueText;
 use crate::stop::Stop;
 use crate::store::ChangeId;
+use crate::store::directory::{FileError, file_error};
 use crate::store::feed::NoChangeId;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -121,15 +122,8 @@ pub enum TailError {
         found: String,
     },
     /// The position file.
-    #[error("{path}: cannot {action}: {error}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        action: &'static str,
-        /// What the system said.
-        error: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The position file holds something else.
     #[error("{path}: {error}")]
     Content {
@@ -408,7 +402,7 @@ fn read_position(path: &Path) -> Result<Option<Start>, TailError> {
             position.map(Some)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(TailError::File { path: path.into(), action: "read the position", error }),
+        Err(error) => Err(file_error(path, "read the position")(error).into()),
     }
 }
 
@@ -417,7 +411,7 @@ fn write_position(path: &Path, places: &Places) -> Result<(), TailError> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let written = fs::write(&new, format!("{places}\n")).and_then(|()| fs::rename(&new, path));
-    written.map_err(|error| TailError::File { path: path.into(), action: "write the position", error })
+    Ok(written.map_err(file_error(path, "write the position"))?)
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::backup::{self, BackupError, Manifest, ManifestError};
 use crate::config;
 use crate::saves::{Answer, Done, Running, Saves};
 use crate::stop::Stop;
-use crate::store::directory;
+use crate::store::directory::{self, FileError, file_error};
 use crate::watch::Counts;
 
 const UNFINISHED: &str = "unfinished";
@@ -35,13 +35,8 @@ enum SaveError {
     Take(#[from] BackupError),
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    #[error("{path}: cannot {action}: {error}")]
-    File { path: PathBuf, action: &'static str, error: io::Error },
-}
-
-fn file_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> SaveError {
-    let path = path.to_owned();
-    move |error| SaveError::File { path, action, error }
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 /// Starts the thread, where the options name a directory; it ends with the stop signal.

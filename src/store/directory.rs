@@ -13,6 +13,24 @@ use crate::shard::header::{HEADER_PAGE_SIZE, HeaderError, Identity, Progress, St
 use crate::shard::recover::Host;
 use crate::slot::ShardIndex;
 
+/// A file or directory that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: cannot {action}: {error}")]
+pub struct FileError {
+    /// Which one.
+    pub path: PathBuf,
+    /// What was tried.
+    pub action: &'static str,
+    /// What the system said.
+    pub error: io::Error,
+}
+
+/// Says of what the system said which file it was, and what was tried with it.
+pub fn file_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.to_owned();
+    move |error| FileError { path, action, error }
+}
+
 /// Where a store's shard files lie.
 #[must_use]
 pub fn shards_path(directory: &Path) -> PathBuf {

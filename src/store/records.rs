@@ -508,7 +508,7 @@ impl Store {
                 self.put_at(*place, key.as_ref(), value.as_ref(), 0)?;
             }
         }
-        if self.calls_wait { self.settle_call() } else { Ok(()) }
+        self.settle_if_called(())
     }
 
     /// Removes a record, also one whose slot is damaged; false if there was none.

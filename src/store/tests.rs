@@ -163,32 +163,16 @@ pub(super) fn reopened(region: crate::region::Region, digest: Option<crate::regi
     assert_eq!(identity.geometry, geometry);
     let mut files = crate::shard::recover::Files::without_digest(region, &geometry);
     files.digest = digest.unwrap_or(files.digest);
-    let mut opened = Shard::open("memory".as_ref(), files, identity, Host::default(), |_| {}).unwrap();
-    let ending = opened.take_over(Default::default(), 1, false).unwrap();
-    Store {
-        geometry,
-        store_id: identity.store_id,
+    let opened = Shard::open("memory".as_ref(), files, identity, Host::default(), |_| {}).unwrap();
+    let assembly = open::Assembly {
         clock: Arc::new(ManualClock::new(1)),
         chance: Arc::new(crate::chance::SystemChance),
+        host: Host::default(),
+        regains: false,
+        lock: None,
         reports: Reports::Memory(Mutex::default()),
-        cells: [Cell::new(opened)].into_iter().collect(),
-        stride: geometry.slot_stride(),
-        slots_offset: crate::shard::header::slots_offset(&geometry),
-        read_only: AtomicBool::new(false),
-        demotions: AtomicU32::new(0),
-        closed: AtomicBool::new(false),
-        ending,
-        host: Default::default(),
-        regaining: AtomicBool::new(false),
-        durability: Durability::None,
-        keeper: None,
-        log_first: false,
-        calls_wait: false,
-        regain_failed: Mutex::default(),
-        sync_failed: AtomicBool::new(false),
-        was_stopped: Mutex::default(),
-        _directory_lock: None,
-    }
+    };
+    Store::assemble(identity, vec![opened], assembly).unwrap()
 }
 
 fn image_of(store: &Store) -> Vec<u8> {
