@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 const UNSAFE_FILES: &[&str] = &["src/region.rs", "src/checksum.rs"];
 const FILE_LINES_MAX: usize = 700;
 const README_LINES_MAX: usize = 149;
+const DOCUMENT_COLUMNS_MAX: usize = 160;
 
 /// Modules below `src` with their floors: a module imports lower floors only. Read from the rows
 /// `| 6 | `node` | ... |` of the map, so that there is one table.
@@ -104,6 +105,16 @@ fn head_complaint(file: &str, text: &str) -> Option<String> {
 fn length_complaint(file: &str, text: &str, lines_max: usize) -> Option<String> {
     let lines = text.lines().count();
     (lines > lines_max).then(|| format!("{file} has {lines} lines, wanted at most {lines_max}"))
+}
+
+/// Prose that no window shows whole, and links to files that are not there.
+fn document_complaints(file: &str, text: &str) -> Vec<String> {
+    let wide = |line: &&str| !line.starts_with('|') && line.chars().count() > DOCUMENT_COLUMNS_MAX;
+    let wide = text.lines().filter(wide).map(|line| format!("{file}: too wide: {line}"));
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    let lost = targets.filter(|target| target.ends_with(".md") && !folder.with_file_name(target).exists());
+    wide.chain(lost.map(|target| format!("{file}: no {target}"))).collect()
 }
 
 fn word_complaints(file: &str, text: &str) -> Vec<String> {
@@ -243,6 +254,13 @@ fn the_readme_is_short() {
 }
 
 #[test]
+fn documents_can_be_read_and_their_links_lead_somewhere() {
+    for file in ["README.md", "src/ARCHITECTURE.md", "src/OPERATIONS.md", "src/REDIS.md"] {
+        assert_none(document_complaints(file, &read(file)));
+    }
+}
+
+#[test]
 fn planted_violations_are_found() {
     assert_eq!(floor_complaints("src/slot/image.rs", "use crate::store::Store;").len(), 1);
     assert_eq!(floor_complaints("src/leader/link.rs", "use crate::{slot::Seq, follower::Link};").len(), 1);
@@ -256,6 +274,8 @@ fn planted_violations_are_found() {
     assert!(floor_head_complaint("src/slot/mod.rs", "//! Floor 2: what a slot is.").is_some());
     assert!(floor_head_complaint("src/stop.rs", "//! One stop signal.").is_some());
     assert!(floor_head_complaint("src/slot/image.rs", "//! Images.").is_none());
+    let document = format!("{}\n[a](src/lost.md) [b](src/REDIS.md)", "x".repeat(161));
+    assert_eq!(document_complaints("README.md", &document).len(), 2);
     assert!(head_complaint("a.rs", "use b;\n//! late").is_some());
     assert!(head_complaint("a.rs", "#![cfg(x)]\n//! in time").is_none());
     assert!(length_complaint("a.rs", &"x\n".repeat(701), FILE_LINES_MAX).is_some());
