@@ -311,7 +311,9 @@ impl Sender<'_> {
     fn io_error(&self, error: io::Error) -> ImportError {
         let error = match error.kind() {
             io::ErrorKind::UnexpectedEof => io::Error::new(error.kind(), "closed the connection"),
-            io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "no answer in time"),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                io::Error::new(io::ErrorKind::TimedOut, "no answer in time")
+            }
             _ => error,
         };
         ImportError::Io { node: self.import.node.clone(), error, imported: self.figures.imported }

@@ -1,9 +1,11 @@
 //! A small blocking Redis client for `demo`, `bench` and changes of role: pipelines of commands, RESP2 replies.
+//!
+//! A reply has one deadline, from when it is waited for to its last byte: who sends it in drops is late, too.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest bulk string taken; values of a store are shorter than 64 KiB, INFO is too.
@@ -40,9 +42,27 @@ impl fmt::Display for Reply {
     }
 }
 
+/// A connection whose reads end at a deadline.
+struct Timed {
+    stream: TcpStream,
+    timeout: Duration,
+    deadline: Instant,
+}
+
+impl Read for Timed {
+    fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(target)
+    }
+}
+
 /// One connection.
 pub(super) struct Client {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Timed>,
     request: Vec<u8>,
     line: Vec<u8>,
 }
@@ -52,13 +72,13 @@ impl Client {
         Self::connect_within(address, TIMEOUT)
     }
 
-    /// Connects; that, and each reply's next bytes, may take `timeout`.
+    /// Connects; that, and each reply, may take `timeout`.
     pub(super) fn connect_within(address: SocketAddr, timeout: Duration) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, timeout)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
-        let stream = BufReader::with_capacity(64 << 10, stream);
+        let deadline = Instant::now() + timeout;
+        let stream = BufReader::with_capacity(64 << 10, Timed { stream, timeout, deadline });
         Ok(Self { stream, request: Vec::new(), line: Vec::new() })
     }
 
@@ -74,7 +94,7 @@ impl Client {
 
     /// Sends the pipeline; as many replies are due as commands were queued.
     pub(super) fn flush(&mut self) -> io::Result<()> {
-        self.stream.get_mut().write_all(&self.request)?;
+        self.stream.get_mut().stream.write_all(&self.request)?;
         self.request.clear();
         Ok(())
     }
@@ -88,6 +108,8 @@ impl Client {
 
     /// The next reply.
     pub(super) fn reply(&mut self) -> io::Result<Reply> {
+        let timed = self.stream.get_mut();
+        timed.deadline = Instant::now() + timed.timeout;
         self.reply_within(ARRAY_DEPTH_MAX)
     }
 

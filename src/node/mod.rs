@@ -9,6 +9,7 @@
 //! the role with its links, then the store's clean mark, then HTTP.
 
 mod accept;
+mod asking;
 mod audit;
 mod durability;
 mod limits;

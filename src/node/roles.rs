@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
+use super::asking::{ANSWER_WITHIN, ask};
 use super::memory::{LeaderAt, Memory, Remembered};
 use super::owed::{EndsNode, Owed};
 use super::role::{Parts, Running};
@@ -21,9 +22,8 @@ use crate::inspect::ask::{Asked, bracketed};
 use crate::links::{Notice, Phase};
 use crate::resp::{Answer, FailoverState, Order};
 use crate::stop::Stop;
+use crate::store::Store;
 
-/// How long another node may take for one answer, while a client waits for ours.
-pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a follower without any link looks whether its leader has moved.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How long it waits for an answer then: an order may come meanwhile.
@@ -277,34 +277,37 @@ impl Roles {
 
     /// Asks the node there where it takes followers, and whether it would take this one; the leader's epoch.
     fn find_leader(&self, host: &str, port: u16) -> Result<(LeaderAt, u64), String> {
-        let address = format!("{}:{port}", bracketed(host));
-        let info = Asked::new(&address, ASK_TIMEOUT).map_err(|error| error.to_string())?.info;
-        if info.run_id == self.parts.node.run_id {
-            return Err(format!("{address} is this node itself"));
-        }
-        if let Some(leader) = info.follows {
-            return Err(format!(
-                "{address} follows {leader}; let it lead first (REPLICAOF NO ONE there, or FAILOVER at its leader)"
-            ));
-        }
-        let replication = format!("{}:{}", bracketed(host), info.replication_port);
-        let epoch = self.check_leader(&replication)?.epoch;
-        Ok((LeaderAt { replication, resp_port: port }, epoch))
+        let (host, store) = (bracketed(host), Arc::clone(&self.parts.store));
+        let address = format!("{host}:{port}");
+        let (run_id, standing) = (self.parts.node.run_id.clone(), self.standing());
+        ask(&self.parts.view.stop, &address.clone(), move || {
+            let info = Asked::new(&address, ANSWER_WITHIN).map_err(|error| error.to_string())?.info;
+            if info.run_id == run_id {
+                return Err(format!("{address} is this node itself"));
+            }
+            if let Some(leader) = info.follows {
+                return Err(format!(
+                    "{address} follows {leader}; let it lead first (REPLICAOF NO ONE there, or FAILOVER at its leader)"
+                ));
+            }
+            let replication = format!("{host}:{}", info.replication_port);
+            let epoch = check_leader(&replication, &store, standing)?.epoch;
+            Ok((LeaderAt { replication, resp_port: port }, epoch))
+        })
     }
 
-    /// Whether who takes followers there leads this node's store.
-    fn check_leader(&self, replication: &str) -> Result<LeaderInfo, String> {
-        let info = follower::probe(replication, ASK_TIMEOUT).map_err(|error| error.to_string())?;
-        let store = &self.parts.store;
-        super::check_store(replication, &info, store)?;
-        super::check_epoch(replication, &info, store).inspect_err(|_| {
-            // It was replaced: the sooner it knows, the fewer writes it takes that will be dropped.
-            let seen = super::epoch_seen(store);
-            if let Err(error) = follower::tell_epoch(replication, store.store_id(), seen, ASK_TIMEOUT) {
-                tracing::info!(%error, "a leader that was replaced could not be told");
-            }
-        })?;
-        Ok(info)
+    fn standing(&self) -> Standing {
+        match self.leader() {
+            None => Standing::Leads,
+            Some(_) if self.has_a_leader() => Standing::Led,
+            Some(_) => Standing::Alone,
+        }
+    }
+
+    /// Whether somebody leads this node now.
+    fn has_a_leader(&self) -> bool {
+        let is_up = |phase| matches!(phase, Phase::Scan | Phase::CatchUp | Phase::Stream);
+        self.leader().is_some() && self.parts.links.all().iter().any(|cell| is_up(cell.phase()))
     }
 
     /// From one role to following; the inner error says that nothing has changed.
@@ -331,7 +334,11 @@ impl Roles {
         if self.leader().is_none_or(|leader| leader.replication == replication) {
             return Ok(());
         }
-        match self.check_leader(&replication) {
+        let (store, at) = (Arc::clone(&self.parts.store), replication.clone());
+        // Nobody has said that it is to lead: one that was replaced is told so.
+        let check = move || check_leader(&at, &store, Standing::Led);
+        let checked = ask(&self.parts.view.stop, &replication, check);
+        match checked {
             Ok(info) => {
                 let leader = LeaderAt { replication, resp_port: info.resp_port };
                 if let Err(error) = self.change_leader(leader)? {
@@ -347,28 +354,17 @@ impl Roles {
     /// at another port by now, or follow another one.
     fn look_for_leader(&mut self) -> anyhow::Result<()> {
         let Some(leader) = self.leader().cloned() else { return Ok(()) };
-        let cells = self.parts.links.all();
-        let is_up = |phase| matches!(phase, Phase::Scan | Phase::CatchUp | Phase::Stream);
-        if cells.iter().any(|cell| is_up(cell.phase())) {
+        if self.has_a_leader() {
             self.nobody_leads = false;
             return Ok(());
         }
+        let cells = self.parts.links.all();
         let heard = cells.iter().map(|cell| cell.leader_resp_port.load(Relaxed)).max().unwrap_or(0);
-        let port = if leader.resp_port == 0 { heard } else { leader.resp_port };
-        let host = leader.replication.rsplit_once(':').map_or("", |(host, _)| host);
-        if port == 0 {
-            return Ok(());
-        }
-        let ask = |address: &str| Asked::new(address, LOOK_TIMEOUT).map(|asked| asked.info);
-        let Ok(mut info) = ask(&format!("{host}:{port}")) else { return Ok(()) };
-        let mut host = host.to_owned();
-        if info.follows.is_none() && leader.resp_port == 0 {
-            // It leads, and somebody named the way to it, which may be no direct one.
-            return Ok(());
-        }
-        if let Some(next) = info.follows.take() {
-            let Ok(found) = ask(&next) else { return Ok(()) };
-            if found.run_id == self.parts.node.run_id {
+        let (run_id, asked) = (self.parts.node.run_id.clone(), leader.clone());
+        let look = move || Ok(look_for(&asked, heard, &run_id));
+        match ask(&self.parts.view.stop, &leader.replication, look) {
+            Ok(Seen::At(replication)) => self.move_to(replication)?,
+            Ok(Seen::Follows) => {
                 if !std::mem::replace(&mut self.nobody_leads, true) {
                     let leader = leader.replication;
                     tracing::error!(
@@ -376,15 +372,10 @@ impl Roles {
                         "nobody leads: this node's leader follows this node; promote one of the two"
                     );
                 }
-                return Ok(());
             }
-            if found.follows.is_some() {
-                return Ok(());
-            }
-            host = next.rsplit_once(':').map_or("", |(host, _)| host).to_owned();
-            info = found;
+            Ok(Seen::Nothing) | Err(_) => {}
         }
-        self.move_to(format!("{host}:{}", info.replication_port))
+        Ok(())
     }
 
     fn hand_over(&mut self, mut switchover: Switchover, timeout: Duration) -> anyhow::Result<()> {
@@ -409,5 +400,84 @@ impl Roles {
         }
         node.control.set_failover(FailoverState::None);
         Ok(())
+    }
+}
+
+/// What a follower has seen of a leader to which it has no link.
+enum Seen {
+    Nothing,
+    /// It follows this node.
+    Follows,
+    /// It, or the one that it follows, takes followers there.
+    At(String),
+}
+
+/// Asks where `leader` served Redis clients; `heard` is the port that its links named.
+fn look_for(leader: &LeaderAt, heard: u16, run_id: &str) -> Seen {
+    let port = if leader.resp_port == 0 { heard } else { leader.resp_port };
+    let host = leader.replication.rsplit_once(':').map_or("", |(host, _)| host);
+    if port == 0 {
+        return Seen::Nothing;
+    }
+    let ask = |address: &str| Asked::new(address, LOOK_TIMEOUT).map(|asked| asked.info);
+    let Ok(info) = ask(&format!("{host}:{port}")) else { return Seen::Nothing };
+    match info.follows {
+        // It leads, and somebody named the way to it, which may be no direct one.
+        None if leader.resp_port == 0 => Seen::Nothing,
+        None => Seen::At(format!("{host}:{}", info.replication_port)),
+        Some(next) => match ask(&next) {
+            Ok(found) if found.run_id == run_id => Seen::Follows,
+            Ok(found) if found.follows.is_none() => {
+                let host = next.rsplit_once(':').map_or("", |(host, _)| host);
+                Seen::At(format!("{host}:{}", found.replication_port))
+            }
+            _ => Seen::Nothing,
+        },
+    }
+}
+
+/// What is known of a leader, where a node is told to follow one of an older epoch.
+#[derive(Debug, Clone, Copy)]
+enum Standing {
+    /// There is another one.
+    Led,
+    /// This node follows one that is not there.
+    Alone,
+    /// It is this node, which is to lead no longer.
+    Leads,
+}
+
+/// Whether who takes followers there leads this node's store. Where another one leads, it is told that it was
+/// replaced: the sooner it knows, the fewer writes it takes that will be dropped. Where none does, it is the one
+/// that is wanted as leader, and to refuse this node must not stop its writes.
+fn check_leader(replication: &str, store: &Store, standing: Standing) -> Result<LeaderInfo, String> {
+    let info = follower::probe(replication, ANSWER_WITHIN).map_err(|error| error.to_string())?;
+    super::check_store(replication, &info, store)?;
+    super::check_epoch(replication, &info, store).map_err(|error| {
+        let id = store.store_id();
+        let kept = match standing {
+            Standing::Led => return tell(replication, store, error),
+            Standing::Alone => "promote this node (REPLICAOF NO ONE) and send REPLICAOF to that one",
+            Standing::Leads => "send REPLICAOF to that one, for it to follow this node",
+        };
+        format!(
+            "{error}; nothing was changed at either: to keep what this node holds, {kept}; to drop it, start this \
+             node as a follower of that one with --accept-store {id}"
+        )
+    })?;
+    Ok(info)
+}
+
+/// Tells a leader that it was replaced; the error with what came of it.
+fn tell(replication: &str, store: &Store, error: String) -> String {
+    let seen = super::epoch_seen(store);
+    match follower::tell_epoch(replication, store.store_id(), seen, ANSWER_WITHIN) {
+        Ok(()) => {
+            format!("{error}, whose leader it follows; that one was told so, and takes no writes any more")
+        }
+        Err(told) => {
+            tracing::info!(error = %told, "a leader that was replaced could not be told");
+            error
+        }
     }
 }

@@ -18,9 +18,10 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::asking::{ANSWER_WITHIN, ask};
 use super::memory::{LeaderAt, Memory, Remembered};
 use super::role::Parts;
-use super::roles::{ASK_TIMEOUT, UNCERTAIN};
+use super::roles::UNCERTAIN;
 use crate::follower::{self, ProbeError};
 use crate::inspect::ask::{AskError, Asked, bracketed};
 use crate::links::{LinkCell, Links, Phase};
@@ -128,20 +129,25 @@ impl Switchover {
             },
         };
         let address = format!("{}:{port}", bracketed(&host));
-        let asked = Asked::new(&address, ASK_TIMEOUT).map_err(|error| error.to_string())?;
+        let followers: Vec<Uuid> = cells.iter().map(|cell| cell.follower).collect();
+        ask(&parts.view.stop, &address.clone(), move || Self::ask(address, &host, port, &followers))
+    }
+
+    /// Whether a follower is there, and whether others could follow it: where nobody could, it must not lead.
+    fn ask(address: String, host: &str, port: u16, followers: &[Uuid]) -> Result<Self, String> {
+        let asked = Asked::new(&address, ANSWER_WITHIN).map_err(|error| error.to_string())?;
         let node_id = Uuid::parse_str(&asked.info.node_id).unwrap_or_default();
-        if !cells.iter().any(|cell| cell.follower == node_id) {
-            return refused("FAILOVER target HOST and PORT is not a replica.");
+        if !followers.contains(&node_id) {
+            return Err("FAILOVER target HOST and PORT is not a replica.".to_owned());
         }
         let target = LeaderAt {
-            replication: format!("{}:{}", bracketed(&host), asked.info.replication_port),
+            replication: format!("{}:{}", bracketed(host), asked.info.replication_port),
             resp_port: port,
         };
-        // Where nobody could follow it, it must not lead.
-        match follower::probe(&target.replication, ASK_TIMEOUT) {
+        match follower::probe(&target.replication, ANSWER_WITHIN) {
             Err(ProbeError::Refused { refuse, .. }) if refuse.code == RefuseCode::NotLeader => {}
-            Err(error) => return refused(&format!("nobody could follow the target: {error}")),
-            Ok(_) => return refused("the target leads already"),
+            Err(error) => return Err(format!("nobody could follow the target: {error}")),
+            Ok(_) => return Err("the target leads already".to_owned()),
         }
         Ok(Self { address, asked, node_id, target })
     }
@@ -216,7 +222,7 @@ impl Switchover {
     fn ask_for_verdict(&self, mut last: AskError) -> Verdict {
         let deadline = Instant::now() + VERDICT_PATIENCE;
         while Instant::now() < deadline {
-            match Asked::new(&self.address, ASK_TIMEOUT).map(|asked| asked.info) {
+            match Asked::new(&self.address, ANSWER_WITHIN).map(|asked| asked.info) {
                 Ok(info) if info.follows.is_none() => return Verdict::Leads,
                 Ok(info) if info.run_id != self.asked.info.run_id => {
                     return Verdict::DoesNot(format!("{} was started anew and follows", self.address));

@@ -59,7 +59,18 @@ impl CommandError {
 }
 
 /// What a write to a follower is answered.
-pub(super) const READ_ONLY: &str = "READONLY You can't write against a read only replica.";
+const READ_ONLY: &str = "READONLY You can't write against a read only replica.";
+
+/// The same, of a leader that was replaced: clients know what it begins with, and people want to know why.
+pub(super) fn read_only(replaced_by: Option<u64>) -> CommandError {
+    CommandError::Text(match replaced_by {
+        None => READ_ONLY.into(),
+        Some(epoch) => {
+            format!("{READ_ONLY} This leader was replaced: another one leads in epoch {epoch}.").into()
+        }
+    })
+}
+
 /// What a write is answered before a leader has back what a crash took.
 pub(super) const REGAINING: &str =
     "LOADING this leader gets back from its followers what a crash took, and takes writes then";

@@ -7,7 +7,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::command::{Args, Flow, dispatch, is_held, reads_pending, roles, settle, wait};
+use super::command::{Args, Flow, dispatch, is_held, reads_pending, roles, settle, told, wait};
 use super::error::CommandError;
 use super::held::{Held, Holder};
 use super::parse::{Arg, Cursor, Limits, ProtocolError, Step};
@@ -426,7 +426,7 @@ fn set(
             reply.ok();
         }
         Err(WriteError::ReadOnly) if may_pause && is_held(worker) => return Flow::Hold,
-        Err(error) => reply.error(&CommandError::from(error).message()),
+        Err(error) => reply.error(&told(worker, error.into()).message()),
     }
     worker.counters.commands[usize::from(SET)].add(1);
     Flow::Done

@@ -40,7 +40,16 @@ pub(crate) fn assert_replaced(node: &Node, by_epoch: u64) {
     assert_eq!(code, 200);
     assert!(metrics.contains(&format!("slotstream_superseded_by_epoch {by_epoch}\n")), "{metrics}");
     assert_eq!((node.get("/leader").0, node.get("/readyz").0), (503, 503));
-    assert!(node.client().call(&["SET", "key-1", "x"]).text().starts_with("READONLY"));
+    let wanted = format!(
+        "READONLY You can't write against a read only replica. This leader was replaced: another one leads in epoch \
+         {by_epoch}."
+    );
+    let mut client = node.client();
+    for words in [&["SET", "key-1", "x"][..], &["DEL", "key-1"], &["SET", "key-1", "x", "EX", "9"]] {
+        assert_eq!(client.call(words).text(), wanted);
+    }
+    assert_eq!(client.call(&["MULTI"]).text(), "OK");
+    assert_eq!(client.call(&["SET", "key-1", "x"]).text(), wanted);
 }
 
 /// A leader in `a` and its follower in `b`, which hold the same.
@@ -178,7 +187,8 @@ fn a_leader_of_an_older_epoch_is_refused() {
     // The old leader knows nothing of it, and hears of it by the order that is refused.
     assert_eq!(old.client().call(&["SET", "key-1", "precious"]).text(), "OK");
     let refused = replicaof(&follower, &old);
-    assert!(refused.ends_with("is in epoch 1, this node has seen epoch 2"), "{refused}");
+    assert!(refused.contains("is in epoch 1, this node has seen epoch 2"), "{refused}");
+    assert!(refused.ends_with("was told so, and takes no writes any more"), "{refused}");
     assert_replaced(&old, 2);
     wait_in_sync(&new, &follower);
     // Nor does somebody who starts it at the old leader again.
@@ -208,6 +218,28 @@ fn a_leader_of_an_older_epoch_is_refused() {
     let adopted = Node::follower(&c, &old, &["--accept-store", &id]);
     wait_in_sync(&old, &adopted);
     assert!(adopted.log().contains("it was in epoch 2, the leader is in epoch 1"), "{}", adopted.log());
+    assert_eq!(replicaof(&old, &new), "OK");
+    wait_in_sync(&new, &old);
+}
+
+/// Somebody takes the lead away from a node and gives it to the one that had it before. That was once refused and
+/// stopped the other one's writes all the same: nobody was left who took any.
+#[test]
+fn a_leader_that_may_not_follow_an_older_one_leaves_it_as_it_is() {
+    let root = tempfile::tempdir().expect("temp dir");
+    let (old, new) = precious_pair(&root);
+    assert_eq!(new.client().call(&["REPLICAOF", "NO", "ONE"]).text(), "OK");
+    let refused = replicaof(&new, &old);
+    for words in
+        ["is in epoch 1, this node has seen epoch 2", "nothing was changed", "REPLICAOF", "--accept-store"]
+    {
+        assert!(refused.contains(words), "{words:?} is not in: {refused}");
+    }
+    for node in [&old, &new] {
+        assert_eq!(node.client().call(&["SET", "key-1", "x"]).text(), "OK");
+        assert_eq!(info(node, "slotstream_superseded_by_epoch"), "0");
+    }
+    // What the answer names is done.
     assert_eq!(replicaof(&old, &new), "OK");
     wait_in_sync(&new, &old);
 }

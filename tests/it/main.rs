@@ -25,6 +25,7 @@ mod lag;
 mod levels;
 mod load;
 mod network;
+mod orders;
 mod regain;
 mod regain_broken;
 mod resp_clients;

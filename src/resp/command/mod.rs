@@ -17,7 +17,8 @@ pub(super) mod transaction;
 pub(super) mod wait;
 pub(super) mod xread;
 
-use super::error::{CommandError, READ_ONLY, REGAINING};
+use super::context::Context;
+use super::error::{CommandError, REGAINING, read_only};
 use super::number::parse_i64;
 use super::parse::Arg;
 use super::reply::Reply;
@@ -162,9 +163,17 @@ pub(super) fn dispatch(
         // The store stopped writes after the command was let through.
         Err(CommandError::Write(WriteError::ReadOnly)) if may_pause && is_held(worker) => Flow::Hold,
         Err(error) => {
-            reply.error(&error.message());
+            reply.error(&told(worker, error).message());
             Flow::Done
         }
+    }
+}
+
+/// The error with what only the node knows: why its store takes no writes.
+pub(super) fn told(worker: &Worker, error: CommandError) -> CommandError {
+    match error {
+        CommandError::Write(WriteError::ReadOnly) => read_only(worker.context.links.superseded_by_epoch()),
+        error => error,
     }
 }
 
@@ -238,8 +247,13 @@ fn check(worker: &Worker, args: Args<'_>, row: Option<u8>) -> Result<u8, Command
         return Err(CommandError::Arity(command.name.into()));
     }
     if command.is(flag::WRITE) && worker.context.store.is_read_only() {
-        let is_regaining = worker.context.store.is_regaining();
-        return Err(CommandError::text(if is_regaining { REGAINING } else { READ_ONLY }));
+        let Context { store, links, .. } = &worker.context;
+        let is_regaining = store.is_regaining();
+        return Err(if is_regaining {
+            CommandError::text(REGAINING)
+        } else {
+            read_only(links.superseded_by_epoch())
+        });
     }
     if worker.rules.flags() != 0 {
         worker.rules.check(worker, command, args)?;

@@ -114,7 +114,7 @@ fn run_queue(call: &mut Call<'_>, queue: Box<Queue>) -> Outcome {
         match (TABLE[usize::from(row)].run)(&mut inner) {
             Ok(Flow::Close) => return Ok(Flow::Close),
             Ok(Flow::Done | Flow::More(_) | Flow::Wait(_) | Flow::Ask(_) | Flow::Hold | Flow::Again) => {}
-            Err(error) => call.reply.error(&error.message()),
+            Err(error) => call.reply.error(&super::told(call.worker, error).message()),
         }
     }
     Ok(Flow::Done)
