@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
-use slotstream::backup;
+use slotstream::backup::{self, Place, PlaceError};
 use slotstream::config::{self, Command, ExportArgs, ImportArgs, ParseError};
 use slotstream::inspect::tail::listen::Listen;
 use slotstream::inspect::tail::push::Sink;
@@ -32,7 +32,8 @@ fn main() -> ExitCode {
             Err(error) if is_broken_pipe(&error) => ExitCode::from(EXIT_BAD),
             Err(error) => {
                 complain(&format!("{error:#}").replace('\n', " "));
-                let is_usage = error.is::<node::BadUsage>() || error.is::<TokenError>();
+                let is_usage =
+                    error.is::<node::BadUsage>() || error.is::<TokenError>() || error.is::<PlaceError>();
                 ExitCode::from(if is_usage { EXIT_USAGE } else { EXIT_BAD })
             }
         },
@@ -100,11 +101,16 @@ fn run(command: Command) -> anyhow::Result<Verdict> {
             });
         }
         Command::Backup(options) => {
-            let request =
-                backup::Request { leader: &options.leader, to: &options.to, since: options.since.as_deref() };
+            let to = Place::parse(&options.to)?;
+            let since = options.since.as_deref().map(Place::parse).transpose()?;
+            let request = backup::Request { leader: &options.leader, to: &to, since: since.as_ref() };
             writeln!(out, "{}", backup::take(request)?)?;
         }
-        Command::Restore(options) => writeln!(out, "{}", backup::restore(&options.backups, &options.to)?)?,
+        Command::Restore(options) => {
+            let backups = options.backups.iter().map(|given| Place::parse(given));
+            let backups = backups.collect::<Result<Vec<_>, _>>()?;
+            writeln!(out, "{}", backup::restore(&backups, &options.to)?)?;
+        }
         Command::Import(options) => {
             let ImportArgs { node, file: path, format, database } = options;
             let import = inspect::import::Import { node, path, format, database };

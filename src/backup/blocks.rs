@@ -12,14 +12,15 @@
 //! in the manifest, so that a block that is missing, or there twice, is found too. Always true: nothing is
 //! unpacked before its checksum was right, and never more than a block.
 
-use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read as _, Write as _};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::wire::frame::PAYLOAD_SIZE_MAX;
 
+use super::storage::{Part, Source};
 use super::{FileError, file_error};
 
 /// Most bytes of records in a block.
@@ -48,7 +49,7 @@ pub struct Contents {
 /// Writes a file of blocks.
 pub struct BlockWriter {
     path: PathBuf,
-    file: File,
+    target: Box<dyn Part>,
     packer: zstd::bulk::Compressor<'static>,
     raw: Vec<u8>,
     packed: Vec<u8>,
@@ -58,13 +59,12 @@ pub struct BlockWriter {
 }
 
 impl BlockWriter {
-    /// Makes the file, which must not be there.
-    pub fn create(path: &Path) -> Result<Self, FileError> {
-        let file = File::create_new(path).map_err(file_error(path, "create it"))?;
-        let packer = zstd::bulk::Compressor::new(LEVEL).map_err(file_error(path, "pack records"))?;
+    /// Writes to `target`, which people call `path`.
+    pub(super) fn new(path: PathBuf, target: Box<dyn Part>) -> Result<Self, FileError> {
+        let packer = zstd::bulk::Compressor::new(LEVEL).map_err(file_error(&path, "pack records"))?;
         Ok(Self {
-            path: path.to_owned(),
-            file,
+            path,
+            target,
             packer,
             raw: Vec::with_capacity(RAW_SIZE_MAX),
             packed: Vec::with_capacity(HEADER_SIZE + zstd::zstd_safe::compress_bound(RAW_SIZE_MAX)),
@@ -85,10 +85,15 @@ impl BlockWriter {
         Ok(())
     }
 
+    /// Waits, not longer than `timeout`, until what a peer sends at a time can be added without a wait.
+    pub(super) fn wait_for_room(&mut self, timeout: Duration) -> Result<bool, FileError> {
+        self.target.wait_for_room(timeout).map_err(file_error(&self.path, "write to it"))
+    }
+
     /// Makes the file durable.
     pub fn finish(mut self) -> Result<Contents, FileError> {
         self.flush()?;
-        self.file.sync_all().map_err(file_error(&self.path, "sync it"))?;
+        self.target.finish().map_err(file_error(&self.path, "make it durable"))?;
         self.contents.file_crc32 = self.crc.finalize();
         Ok(self.contents)
     }
@@ -109,7 +114,7 @@ impl BlockWriter {
         self.packed.truncate(HEADER_SIZE + packed);
         let crc = block_crc(&self.packed);
         self.packed[OFFSET_CRC..HEADER_SIZE].copy_from_slice(&crc.to_le_bytes());
-        self.file.write_all(&self.packed).map_err(file_error(&self.path, "write to it"))?;
+        self.target.write_all(&self.packed).map_err(file_error(&self.path, "write to it"))?;
         self.crc.update(&self.packed);
         self.contents.records += u64::from(self.block_records);
         self.contents.raw_bytes += self.raw.len() as u64;
@@ -179,7 +184,7 @@ pub enum BlockError {
 /// Reads a file of blocks.
 pub struct BlockReader {
     path: PathBuf,
-    file: BufReader<File>,
+    source: Box<dyn io::Read + Send>,
     unpacker: zstd::bulk::Decompressor<'static>,
     wanted: Contents,
     found: Contents,
@@ -189,17 +194,17 @@ pub struct BlockReader {
 }
 
 impl BlockReader {
-    /// Opens the file, which is to hold `wanted`.
-    pub fn open(path: &Path, wanted: Contents) -> Result<Self, BlockError> {
-        let file = File::open(path).map_err(file_error(path, "open it"))?;
-        let found = file.metadata().map_err(file_error(path, "look at it"))?.len();
+    /// Reads what is to hold `wanted`.
+    pub(super) fn new(source: Source, wanted: Contents) -> Result<Self, BlockError> {
+        let Source { path, size: found, bytes: source } = source;
         if found != wanted.file_bytes {
-            return Err(BlockError::Size { path: path.to_owned(), found, wanted: wanted.file_bytes });
+            return Err(BlockError::Size { path, found, wanted: wanted.file_bytes });
         }
+        let unpacker = zstd::bulk::Decompressor::new().map_err(file_error(&path, "unpack records"))?;
         Ok(Self {
-            path: path.to_owned(),
-            file: BufReader::with_capacity(1 << 16, file),
-            unpacker: zstd::bulk::Decompressor::new().map_err(file_error(path, "unpack records"))?,
+            path,
+            source,
+            unpacker,
             wanted,
             found: Contents::default(),
             crc: crc32fast::Hasher::new(),
@@ -259,7 +264,7 @@ impl BlockReader {
 
     /// Fills the block from `at` on.
     fn read(&mut self, at: usize) -> Result<(), BlockError> {
-        match self.file.read_exact(&mut self.block[at..]) {
+        match self.source.read_exact(&mut self.block[at..]) {
             Ok(()) => Ok(()),
             // It was long enough when it was opened.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(self.damaged("it is cut off")),
@@ -280,16 +285,29 @@ impl std::fmt::Debug for BlockReader {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use super::super::directory::Directory;
+    use super::super::storage::Storage as _;
     use super::*;
 
+    fn parts(path: &Path) -> (Directory, &str) {
+        let name = path.file_name().and_then(|name| name.to_str()).expect("a name");
+        (Directory::at(path.parent().expect("a parent")), name)
+    }
+
     fn write(path: &Path, batches: &[&[u8]]) -> Contents {
-        let mut writer = BlockWriter::create(path).expect("creates");
+        let (directory, name) = parts(path);
+        let target = directory.create(name).expect("creates");
+        let mut writer = BlockWriter::new(path.to_owned(), target).expect("begins");
         batches.iter().for_each(|batch| writer.add(batch, 1).expect("adds"));
         writer.finish().expect("finishes")
     }
 
     fn read(path: &Path, contents: Contents) -> Result<Vec<u8>, BlockError> {
-        let mut reader = BlockReader::open(path, contents)?;
+        let (directory, name) = parts(path);
+        let source = directory.open(name)?.expect("it is there");
+        let mut reader = BlockReader::new(source, contents)?;
         let mut all = Vec::new();
         while let Some(records) = reader.next()? {
             all.extend_from_slice(records);

@@ -3,23 +3,21 @@
 //! The text is JSON; its last line is a checksum of everything before it, so that any damaged byte is found,
 //! whatever it means. A manifest of another format version is refused by its number.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::slot::{Geometry, GeometryError, Seq, ShardIndex, Term, lineage};
-use crate::store::directory;
 
 use super::blocks::Contents;
+use super::directory::Directory;
+use super::storage::Storage;
 use super::{FileError, file_error};
 
-/// The manifest's name in a backup.
-pub const MANIFEST_FILE: &str = "manifest.json";
-/// Its name until it is whole.
-pub const MANIFEST_FILE_NEW: &str = "manifest.json.new";
+pub use super::storage::MANIFEST_FILE;
+
 const FORMAT_VERSION: u32 = 1;
 /// A manifest of as many shards and terms as there can be is smaller than this.
 const SIZE_MAX: u64 = 64 << 20;
@@ -117,34 +115,23 @@ impl Manifest {
         Self { format_version: FORMAT_VERSION, backup_id, base, created_at_ms, store_id, geometry, shards }
     }
 
-    /// Makes the backup in `directory` whole: all files that it names are durable there.
-    pub(super) fn write(&self, directory: &Path) -> Result<(), FileError> {
-        let (new, path) = (directory.join(MANIFEST_FILE_NEW), directory.join(MANIFEST_FILE));
-        let mut file = File::create(&new).map_err(file_error(&new, "create it"))?;
-        file.write_all(&self.encode()).map_err(file_error(&new, "write to it"))?;
-        file.sync_all().map_err(file_error(&new, "sync it"))?;
-        // The files' names first: a manifest on the disk says that they are there.
-        directory::sync(directory).map_err(file_error(directory, "sync it"))?;
-        fs::rename(&new, &path).map_err(file_error(&path, "move it into place"))?;
-        directory::sync(directory).map_err(file_error(directory, "sync it"))
-    }
-
     /// Reads and checks the manifest of the backup in `directory`.
     pub fn read(directory: &Path) -> Result<Self, ManifestError> {
-        let path = directory.join(MANIFEST_FILE);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && directory.is_dir() => {
-                return Err(ManifestError::Missing { path: directory.to_owned() });
-            }
-            Err(error) => return Err(file_error(&path, "open it")(error).into()),
-        };
-        let mut bytes = Vec::new();
-        file.take(SIZE_MAX).read_to_end(&mut bytes).map_err(file_error(&path, "read it"))?;
-        Self::decode(&path, &bytes)
+        Self::load(&Directory::at(directory))
     }
 
-    fn encode(&self) -> Vec<u8> {
+    /// Reads and checks the manifest of the backup there.
+    pub(super) fn load(storage: &dyn Storage) -> Result<Self, ManifestError> {
+        let Some(source) = storage.open(MANIFEST_FILE)? else {
+            return Err(ManifestError::Missing { path: storage.path().to_owned() });
+        };
+        let mut bytes = Vec::new();
+        let read = source.bytes.take(SIZE_MAX).read_to_end(&mut bytes);
+        read.map_err(file_error(&source.path, "read it"))?;
+        Self::decode(&source.path, &bytes)
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = serde_json::to_vec_pretty(self).unwrap_or_else(|_| unreachable!("plain fields"));
         let end = bytes.pop();
         assert_eq!(end, Some(b'}'), "an object");

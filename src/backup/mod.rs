@@ -5,25 +5,38 @@
 //! a slow follower costs. A record goes to the file as it comes; a slot that changed meanwhile is in the file
 //! more than once, and the restore keeps the newest. [`take()`] makes a backup, [`restore()`] a data directory.
 //!
-//! A backup is a directory: `NNNN.backup` per shard ([`blocks`]), and `manifest.json` ([`manifest`]), which is
-//! written last. Without a manifest it is no backup. An incremental one holds what changed, deletions too,
-//! since the seqs of the backup that it names as its base.
+//! A backup is a directory, or a prefix in object storage ([`Place`]): `NNNN.backup` per shard ([`blocks`]), and
+//! `manifest.json` ([`manifest`]), which is written last. Without a manifest it is no backup. An incremental one holds
+//! what changed, deletions too, since the seqs of the backup that it names as its base.
+//!
+//! ```text
+//!  take: pull --> blocks --+                  +--> directory
+//!                          +--> place: storage+
+//!  restore: blocks <-------+                  +--> s3 (upload, download), with the feature `s3`
+//! ```
 
 pub mod blocks;
+mod directory;
 pub mod manifest;
+mod place;
 mod pull;
 pub mod restore;
+#[cfg(feature = "s3")]
+pub mod s3;
+mod storage;
 pub mod take;
 
 use std::fs;
 use std::path::Path;
 
-use crate::store::directory::{self, file_error};
+use crate::store::directory::file_error;
 
 pub use crate::store::directory::FileError;
 pub use manifest::{Manifest, ManifestError};
+pub use place::{Place, PlaceError};
 pub use pull::PullError;
 pub use restore::{RestoreError, Restored, restore};
+pub use storage::ClaimError;
 pub(crate) use take::take_watched;
 pub use take::{BackupError, Request, Taken, take};
 
@@ -34,5 +47,7 @@ fn make_directory(path: &Path) -> Result<(), FileError> {
     }
     fs::create_dir_all(path).map_err(file_error(path, "create it"))?;
     let parent = path.canonicalize().map(|path| path.parent().unwrap_or(Path::new("/")).to_owned());
-    parent.and_then(|parent| directory::sync(&parent)).map_err(file_error(path, "sync its parent"))
+    parent
+        .and_then(|parent| crate::store::directory::sync(&parent))
+        .map_err(file_error(path, "sync its parent"))
 }

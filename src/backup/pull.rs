@@ -206,6 +206,17 @@ pub(super) fn pull(
             return Err(PullError::Silent);
         }
         let Some(epoch) = core.answers_in() else { continue };
+        // Object storage may take long over a part: the leader hears meanwhile that we are here, and sends no more
+        // than its window and the socket hold.
+        while !target.wait_for_room(HEARTBEAT_INTERVAL)? {
+            if figures.is_stopped.load(Relaxed) {
+                return Err(PullError::Stopped);
+            }
+            Heartbeat { seq: wanted.since, unix_ms: clock.unix_ms() }.push(&mut out, epoch);
+            stream.write_all(&out)?;
+            out.clear();
+            (received_at, beat_at) = (Instant::now(), Instant::now());
+        }
         if core.scan_bytes != acked_bytes {
             let (seq, received_bytes) = (wanted.since, core.scan_bytes);
             Ack { received: seq, applied: seq, durable: Seq::ZERO, received_bytes }.push(&mut out, epoch);

@@ -23,7 +23,8 @@ use crate::watch::{Counts, Watch};
 
 use super::blocks::{BlockError, BlockReader};
 use super::manifest::{Manifest, ManifestError, ShardEntry, shard_file};
-use super::{FileError, file_error, make_directory};
+use super::storage::Storage;
+use super::{FileError, Place, PlaceError, file_error, make_directory};
 
 /// Where the store is built, inside the target.
 const UNFINISHED: &str = "restoring";
@@ -98,6 +99,9 @@ pub enum RestoreError {
         /// What the manifest says.
         wanted: Seq,
     },
+    /// The target is no directory of this machine.
+    #[error("--to: {0}")]
+    Target(PlaceError),
     /// The target holds something.
     #[error("{path}: holds {found:?}; a restore wants an empty directory, or none")]
     NotEmpty {
@@ -133,12 +137,14 @@ pub enum RestoreError {
 /// One backup of the chain.
 struct Link {
     path: PathBuf,
+    storage: Box<dyn Storage>,
     manifest: Manifest,
 }
 
 /// Makes `to` a data directory with what the last of `backups` holds: a full one, then incremental ones.
-pub fn restore(backups: &[PathBuf], to: &Path) -> Result<Restored, RestoreError> {
+pub fn restore(backups: &[Place], to: &Path) -> Result<Restored, RestoreError> {
     let start = Instant::now();
+    Place::check_local(to).map_err(RestoreError::Target)?;
     let chain = read_chain(backups)?;
     make_directory(to)?;
     check_empty(to)?;
@@ -160,13 +166,14 @@ pub fn restore(backups: &[PathBuf], to: &Path) -> Result<Restored, RestoreError>
     Ok(Restored { manifest, records, elapsed: start.elapsed() })
 }
 
-fn read_chain(backups: &[PathBuf]) -> Result<Vec<Link>, RestoreError> {
+fn read_chain(backups: &[Place]) -> Result<Vec<Link>, RestoreError> {
     let mut chain: Vec<Link> = Vec::new();
-    for path in backups {
-        let link = Link { path: path.clone(), manifest: Manifest::read(path)? };
+    for place in backups {
+        let storage = place.storage()?;
+        let link = Link { path: place.path(), manifest: Manifest::load(&*storage)?, storage };
         match chain.last() {
             None if link.manifest.base.is_some() => {
-                return Err(RestoreError::NotFull { path: path.clone() });
+                return Err(RestoreError::NotFull { path: link.path });
             }
             None => {}
             Some(before) => check_follows(before, &link)?,
@@ -275,7 +282,10 @@ fn restore_shard(
     let first = &chain[0].manifest.shards[index].contents;
     store.reserve(shard, first.records).map_err(apply_error(&chain[0]))?;
     for link in chain {
-        let mut reader = BlockReader::open(&path(link), link.manifest.shards[index].contents)?;
+        let source = link.storage.open(&shard_file(shard))?;
+        let source = source.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
+        let source = source.map_err(file_error(&path(link), "open it"))?;
+        let mut reader = BlockReader::new(source, link.manifest.shards[index].contents)?;
         while let Some(records) = reader.next()? {
             let applied = store.apply(shard, records).map_err(apply_error(link))?;
             done[0].fetch_add(applied.applied + applied.skipped, Relaxed);
@@ -332,7 +342,7 @@ mod tests {
         let bytes: Vec<u8> = words.map(|word| u8::from_str_radix(word, 16).expect("hex")).collect();
         fs::write(backup.join("0000.backup"), bytes).expect("writes");
         fs::write(backup.join("manifest.json"), GOLDEN_MANIFEST).expect("writes");
-        let restored = restore(&[backup], &to).expect("restores");
+        let restored = restore(&[Place::Directory(backup)], &to).expect("restores");
         assert_eq!(restored.records, 2);
         let store = Store::open(&to, Options::default()).expect("opens");
         assert_eq!(store.store_id(), restored.manifest.store_id);

@@ -1,11 +1,8 @@
 //! Taking a backup: some shards at a time, and the manifest once every file is durable.
-//!
-//! Always true: a directory that holds a manifest is left alone; what an unfinished backup left is removed.
 
 use std::fmt;
-use std::fs::{self, File, TryLockError};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
@@ -20,9 +17,10 @@ use crate::units;
 use crate::watch::{Counts, Watch};
 
 use super::blocks::BlockWriter;
-use super::manifest::{MANIFEST_FILE, MANIFEST_FILE_NEW, Manifest, ManifestError, ShardEntry, shard_file};
+use super::manifest::{Manifest, ManifestError, ShardEntry, shard_file};
 use super::pull::{Figures, PullError, Wanted, pull};
-use super::{FileError, file_error, make_directory};
+use super::storage::{ClaimError, Storage};
+use super::{FileError, Place};
 
 /// Shards taken at one time: more are no faster on one disk.
 const THREADS_MAX: usize = 4;
@@ -37,10 +35,10 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(10);
 pub struct Request<'a> {
     /// The leader's replication address, `HOST:PORT`.
     pub leader: &'a str,
-    /// The backup's directory; made if it is not there.
-    pub to: &'a Path,
+    /// Where the backup is to lie; a directory is made if it is not there.
+    pub to: &'a Place,
     /// An earlier backup: only what changed since is taken.
-    pub since: Option<&'a Path>,
+    pub since: Option<&'a Place>,
 }
 
 /// A backup that is whole.
@@ -78,7 +76,6 @@ pub enum BackupError {
     #[error("{error}{}", named_leader(.error))]
     Probe {
         /// Why not.
-        #[from]
         error: ProbeError,
     },
     /// A shard could not be taken.
@@ -114,26 +111,9 @@ pub enum BackupError {
         /// The leader's.
         wanted: u64,
     },
-    /// Somebody else's files are there.
-    #[error("{path}: holds {found:?}; a backup wants a directory of its own")]
-    NotEmpty {
-        /// The directory.
-        path: PathBuf,
-        /// One of them.
-        found: String,
-    },
-    /// A backup is there already.
-    #[error("{path}: holds a backup already")]
-    Whole {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// Another backup is being written there.
-    #[error("{path}: another process writes a backup there")]
-    InUse {
-        /// The directory.
-        path: PathBuf,
-    },
+    /// The backup cannot be written there.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     /// A file cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
@@ -167,30 +147,35 @@ pub(crate) fn take_watched(
 ) -> Result<Taken, BackupError> {
     let clock = SystemClock::new();
     let created_at_ms = clock.unix_ms();
-    let base = request.since.map(Manifest::read).transpose().map_err(BackupError::Base)?;
-    let leader = probe(request.leader, PROBE_TIMEOUT)?;
-    if let (Some(base), Some(path)) = (&base, request.since) {
-        check_base(base, path, &leader)?;
+    let base = request.since.map(read_base).transpose()?;
+    let leader = probe(request.leader, PROBE_TIMEOUT).map_err(|error| BackupError::Probe { error })?;
+    if let (Some(base), Some(place)) = (&base, request.since) {
+        check_base(base, place, &leader)?;
     }
-    let to = request.to;
-    make_directory(to)?;
-    let _lock = lock(to)?;
-    clear(to)?;
+    let mut storage = request.to.storage()?;
+    storage.claim()?;
     let backup_id = Uuid::new_v4();
-    let taken = take_shards(request.leader, &leader, base.as_ref(), (to, backup_id), watch);
-    if taken.is_err() {
+    let whole = take_shards(request.leader, &leader, base.as_ref(), (&*storage, backup_id), watch).and_then(
+        |shards| {
+            let (base, store) = (base.map(|base| base.backup_id), (leader.store_id, leader.geometry));
+            let manifest = Manifest::new(backup_id, base, created_at_ms, store, shards);
+            storage.publish(&manifest.encode())?;
+            Ok(manifest)
+        },
+    );
+    if whole.is_err() {
         // Give the space back; the first error is the one to report.
-        drop(clear(to));
+        storage.clear();
     }
-    let shards = taken?;
-    let (base, store) = (base.map(|base| base.backup_id), (leader.store_id, leader.geometry));
-    let manifest = Manifest::new(backup_id, base, created_at_ms, store, shards);
-    manifest.write(to)?;
-    Ok(Taken { manifest, elapsed: clock.monotonic() })
+    Ok(Taken { manifest: whole?, elapsed: clock.monotonic() })
 }
 
-fn check_base(base: &Manifest, path: &Path, leader: &LeaderInfo) -> Result<(), BackupError> {
-    let path = path.to_owned();
+fn read_base(place: &Place) -> Result<Manifest, BackupError> {
+    Manifest::load(&*place.storage()?).map_err(BackupError::Base)
+}
+
+fn check_base(base: &Manifest, place: &Place, leader: &LeaderInfo) -> Result<(), BackupError> {
+    let path = place.path();
     if (base.store_id, base.geometry) != (leader.store_id, leader.geometry) {
         return Err(BackupError::OtherStore { path, found: base.store_id, wanted: leader.store_id });
     }
@@ -202,43 +187,11 @@ fn check_base(base: &Manifest, path: &Path, leader: &LeaderInfo) -> Result<(), B
     Ok(())
 }
 
-/// Holds the directory for as long as the file is open; leaves no file in it.
-fn lock(to: &Path) -> Result<File, BackupError> {
-    let directory = File::open(to).map_err(file_error(to, "open it"))?;
-    match directory.try_lock() {
-        Ok(()) => Ok(directory),
-        Err(TryLockError::WouldBlock) => Err(BackupError::InUse { path: to.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(file_error(to, "lock it")(error).into()),
-    }
-}
-
-/// Removes what an unfinished backup left, if nothing else is there.
-fn clear(to: &Path) -> Result<(), BackupError> {
-    let mut ours = Vec::new();
-    for entry in fs::read_dir(to).map_err(file_error(to, "list it"))? {
-        let entry = entry.map_err(file_error(to, "list it"))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let digits = name.strip_suffix(".backup").unwrap_or("");
-        let is_shard = digits.len() >= 4 && digits.bytes().all(|byte| byte.is_ascii_digit());
-        match name.as_str() {
-            MANIFEST_FILE => return Err(BackupError::Whole { path: to.to_owned() }),
-            // A file system's own directory is nobody's file.
-            "lost+found" => {}
-            _ if is_shard || name == MANIFEST_FILE_NEW => ours.push(entry.path()),
-            _ => return Err(BackupError::NotEmpty { path: to.to_owned(), found: name }),
-        }
-    }
-    for path in ours {
-        fs::remove_file(&path).map_err(file_error(&path, "remove what an unfinished backup left"))?;
-    }
-    Ok(())
-}
-
 fn take_shards(
     address: &str,
     leader: &LeaderInfo,
     base: Option<&Manifest>,
-    (to, backup_id): (&Path, Uuid),
+    (storage, backup_id): (&dyn Storage, Uuid),
     watch: &mut dyn FnMut(Counts) -> ControlFlow<()>,
 ) -> Result<Vec<ShardEntry>, BackupError> {
     let shard_count = leader.geometry.shard_count;
@@ -250,7 +203,7 @@ fn take_shards(
             let held = base.and_then(|base| base.shards.get(usize::from(shard.0)));
             let (since, lineage) = held.map(|held| (Seq(held.seq), held.lineage.clone())).unwrap_or_default();
             let wanted = Wanted { backup_id, shard, since, lineage };
-            match take_shard(address, leader, &wanted, to, &figures) {
+            match take_shard(address, leader, &wanted, storage, &figures) {
                 Ok(entry) => entries.lock().push(entry),
                 Err(error) => {
                     // The first one is why the others stop.
@@ -289,13 +242,13 @@ fn take_shard(
     address: &str,
     leader: &LeaderInfo,
     wanted: &Wanted,
-    to: &Path,
+    storage: &dyn Storage,
     figures: &Figures,
 ) -> Result<ShardEntry, PullError> {
-    let path = to.join(shard_file(wanted.shard));
+    let name = shard_file(wanted.shard);
     let mut attempt = 1;
     loop {
-        let mut target = BlockWriter::create(&path)?;
+        let mut target = BlockWriter::new(storage.path().join(&name), storage.create(&name)?)?;
         match pull(address, leader, wanted, &mut target, figures) {
             Ok(pulled) => {
                 let contents = target.finish()?;
@@ -312,7 +265,6 @@ fn take_shard(
             Err(error) if error.is_temporary() && attempt < ATTEMPTS_MAX => attempt += 1,
             Err(error) => return Err(error),
         }
-        fs::remove_file(&path).map_err(file_error(&path, "begin it again"))?;
         thread::sleep(ATTEMPT_PAUSE);
     }
 }

@@ -264,16 +264,21 @@ pub struct VerifyArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Each shard is in the backup exactly as the leader had it at one moment; manifest.json tells its seq. A directory
-without manifest.json is an unfinished backup: the same command begins it again.")]
+without manifest.json is an unfinished backup: the same command begins it again.
+
+s3://BUCKET/PREFIX is object storage that speaks S3 (where built with `--features s3`). The environment says how to reach
+it: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL for others than Amazon,
+AWS_ALLOW_HTTP=true for one without TLS; without a key, the role of the machine is asked for. Wanted are the rights to
+read, list, write and delete there. Two backups at a time want two prefixes.")]
 pub struct BackupArgs {
     /// The leader's replication address (its --replication-listen)
     #[arg(value_name = "HOST:PORT", value_parser = value::host_port)]
     pub leader: String,
-    /// Directory of the backup; made if it does not exist
-    #[arg(long, value_name = "DIR")]
+    /// Where the backup is to lie: a directory, made if it does not exist, or s3://BUCKET/PREFIX
+    #[arg(long, value_name = "PLACE")]
     pub to: PathBuf,
-    /// An earlier backup: take only what changed since, which then needs that one to be restored
-    #[arg(long, value_name = "DIR")]
+    /// An earlier backup, anywhere: take only what changed since, which then needs that one to be restored
+    #[arg(long, value_name = "PLACE")]
     pub since: Option<PathBuf>,
 }
 
@@ -281,9 +286,10 @@ pub struct BackupArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 All checksums are checked. The directory is that of a follower: started with `slotstream follower` it gets from
-its leader only what changed since the backup; `slotstream leader --promote` leads from it, in a new epoch.")]
+its leader only what changed since the backup; `slotstream leader --promote` leads from it, in a new epoch.
+Backups in object storage are read as `slotstream backup --help` says; a chain may lie in several places.")]
 pub struct RestoreArgs {
-    /// A full backup, then the incremental ones after it in the order they were taken
+    /// A full backup, then the incremental ones after it in the order they were taken; directories or s3://BUCKET/PREFIX
     #[arg(required = true, value_name = "BACKUP")]
     pub backups: Vec<PathBuf>,
     /// The new data directory: empty, or not there yet

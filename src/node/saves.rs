@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use uuid::Uuid;
 
 use crate::backup::manifest::MANIFEST_FILE;
-use crate::backup::{self, BackupError, Manifest, ManifestError};
+use crate::backup::{self, BackupError, Manifest, ManifestError, Place};
 use crate::config;
 use crate::saves::{Answer, Done, Running, Saves};
 use crate::stop::Stop;
@@ -135,7 +135,8 @@ impl Saver {
             // A kill came between the last two steps; it is whole.
             self.publish(&unfinished, Manifest::read(&unfinished)?.created_at_ms)?;
         }
-        let request = backup::Request { leader: &self.leader, to: &unfinished, since: None };
+        let to = Place::from(&*unfinished);
+        let request = backup::Request { leader: &self.leader, to: &to, since: None };
         let mut said = start;
         let taken = backup::take_watched(request, &mut |counts| {
             self.show(start, &mut said, &counts);

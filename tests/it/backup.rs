@@ -6,6 +6,8 @@ use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use slotstream::backup::Place;
+
 use crate::disk::{Kind, Mount};
 use crate::harness::{
     Client, Node, PATIENCE, Reply, assert_equal, command, encode, run_command, stderr, stdout, wait_in_sync,
@@ -377,12 +379,12 @@ fn every_damaged_byte_of_a_backup_is_found_before_there_is_a_store() {
             let mut bad = bytes.clone();
             bad[place] ^= 0x20;
             std::fs::write(&path, &bad).expect("writes");
-            let found = slotstream::backup::restore(std::slice::from_ref(&good), &to);
+            let found = slotstream::backup::restore(&[Place::from(&*good)], &to);
             let error = found.expect_err("damage is found").to_string();
             assert!(error.contains(name), "byte {place} of {name}: {error}");
             assert!(!to.join("shards").exists() && !to.join("restoring").exists(), "half a store is left");
         }
         std::fs::write(&path, &bytes).expect("writes");
     }
-    slotstream::backup::restore(std::slice::from_ref(&good), &to).expect("what is whole is restored");
+    slotstream::backup::restore(&[Place::from(&*good)], &to).expect("what is whole is restored");
 }
