@@ -196,7 +196,7 @@ impl Region {
             Backing::Simulated { sync, .. } => sync(offset, part),
             Backing::Heap { disk, .. } => {
                 if let Some(disk) = disk.lock().as_mut() {
-                    disk.resize(self.len, 0);
+                    disk.resize(disk.len().max(offset + len), 0);
                     disk[offset..offset + len].copy_from_slice(part);
                 }
                 Ok(())
@@ -223,12 +223,11 @@ impl Region {
         copy
     }
 
-    /// What heap words are after a power cut: what is on their disk.
+    /// What heap words are after a power cut: what is on their disk, and no longer than that.
     #[must_use]
     pub fn after_power_cut(&self) -> Option<Self> {
         let Backing::Heap { disk, .. } = &self.memory.backing else { return None };
-        let mut disk = disk.lock().clone()?;
-        disk.resize(self.len, 0);
+        let disk = disk.lock().clone()?;
         let region = Self::heap_of(&disk, self.reserved());
         region.keep_disk();
         Some(region)

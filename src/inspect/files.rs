@@ -103,7 +103,9 @@ fn header(path: &Path) -> Result<Inspection, ToolError> {
 
 fn shard_report(file: PathBuf) -> Result<ShardReport, ToolError> {
     let found = header(&file)?;
-    let slots = count(&file, &found).map_err(file_error(&file, "read"))?;
+    let host = directory::host(file.parent().unwrap_or(&file));
+    let slots = host.and_then(|host| count(&file, &found, found.state.is_cut_off(host)));
+    let slots = slots.map_err(file_error(&file, "read"))?;
     let (identity, state) = (found.identity, found.state);
     Ok(ShardReport {
         shard: identity.shard.0,
@@ -127,8 +129,9 @@ fn shard_report(file: PathBuf) -> Result<ShardReport, ToolError> {
 }
 
 /// Reads every formatted slot as opening the file would: a slot whose write was cut off has what the redo
-/// place holds for it. A file that ends early has its missing slots counted as damaged.
-fn count(path: &Path, found: &Inspection) -> io::Result<Counts> {
+/// place holds for it, and after a power cut one that was never durable is free if it is not whole. Else a file that
+/// ends early has its missing slots counted as damaged.
+fn count(path: &Path, found: &Inspection, is_cut_off: bool) -> io::Result<Counts> {
     const CHUNK_SLOTS: u32 = 1024;
     let (geometry, shard) = (found.identity.geometry, found.identity.shard);
     let (stride, formatted) = (geometry.slot_stride(), found.state.slots_formatted);
@@ -151,7 +154,8 @@ fn count(path: &Path, found: &Inspection) -> io::Result<Counts> {
             let redo = redo.filter(|(cut, _)| cut.0 == slot).map(|(_, redo)| redo);
             let newer = redo.filter(|redo| view.is_none_or(|view| view.seq() < redo.seq()));
             let Some(view) = newer.or(view) else {
-                counts.damaged += 1;
+                let was_durable = !is_cut_off || slot < found.state.slots_durable;
+                *(if was_durable { &mut counts.damaged } else { &mut counts.free }) += 1;
                 continue;
             };
             counts.seq_max = counts.seq_max.max(view.seq().0);

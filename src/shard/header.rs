@@ -31,7 +31,8 @@
 //! |     48 |    8 | clean seq       | last seq at an orderly close; all ones = not closed |
 //! |     56 |    2 | lineage length  | terms, 1 to 128                                    |
 //! |     58 |    1 | role            | 1 leads, 2 follows; 0 = leads if its progress is zero |
-//! |     59 |    5 | zero            |                                                    |
+//! |     59 |    1 | zero            |                                                    |
+//! |     60 |    4 | slots durable   | slots below this survive a power cut               |
 //! |     64 |    8 | durable seq     | everything up to here survives a power cut         |
 //! |     72 |    8 | session         | random name of the last opening, also in the digest |
 //! |     80 | 24 n | lineage         | epoch u64, id u64, first seq u64; oldest first     |
@@ -183,6 +184,8 @@ impl Role {
 pub struct State {
     /// Slots below this have a status.
     pub slots_formatted: u32,
+    /// Slots below this have one after a power cut, too. None where an older release wrote the file.
+    pub slots_durable: u32,
     /// No seq above this was used; zero = no window is kept.
     pub seq_reserved: u64,
     /// The last opener's machine since its start.
@@ -363,7 +366,8 @@ impl State {
             put(copy, 48, &self.clean_seq.map_or(NOT_CLOSED, |seq| seq.0).to_le_bytes());
             let lineage_len = u16::try_from(self.lineage.len()).expect("asserted above");
             put(copy, 56, &lineage_len.to_le_bytes());
-            put(copy, 58, &[self.role.map_or(0, |role| role as u8), 0, 0, 0, 0, 0]);
+            put(copy, 58, &[self.role.map_or(0, |role| role as u8), 0]);
+            put(copy, 60, &self.slots_durable.to_le_bytes());
             put(copy, 64, &self.durable_seq.0.to_le_bytes());
             put(copy, 72, &self.session.to_le_bytes());
             for (place, term) in self.lineage.iter().enumerate() {
@@ -407,6 +411,7 @@ impl State {
             Role::from_number(copy[58]).map_err(|found| HeaderError::Role { path: path.into(), found })?;
         Ok(Self {
             slots_formatted: read_u32(copy, 4),
+            slots_durable: read_u32(copy, 60),
             seq_reserved: read_u64(copy, 16),
             boot_id,
             device_id: read_u64(copy, 40),

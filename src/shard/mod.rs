@@ -23,6 +23,8 @@ pub mod index;
 #[cfg(test)]
 mod kills;
 mod pending;
+#[cfg(test)]
+mod power;
 pub mod recover;
 pub mod regain;
 pub mod replay;
@@ -446,6 +448,7 @@ impl Shard {
         }
         // A follower holds all of its leader's history only up to its watermark.
         self.state.durable_seq = if self.leads() { self.seq } else { self.progress.seq };
+        self.state.slots_durable = self.slots_formatted();
         self.state.clean_seq = Some(self.seq);
         // Behind the slots and before the mark, which says that both are whole.
         self.derived.digest.close(self.state.session, &self.slots.identity, self.slots_formatted())?;

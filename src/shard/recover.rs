@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::planted::{Bug, is_planted};
 use crate::region::Region;
-use crate::slot::image::{RECORD_HEADER_SIZE, read_u32, read_u64};
+use crate::slot::image::{RECORD_HEADER_SIZE, free_images, read_u32};
 use crate::slot::{Geometry, Seq, SlotError, SlotIndex, SlotView, Status};
 
 use super::derived::Derived;
@@ -63,6 +63,12 @@ impl State {
     fn is_of(&self, host: Host) -> bool {
         (self.boot_id, self.device_id) == (host.boot_id, host.device_id)
     }
+
+    /// Whether the last opener's machine went down while it had the shard open.
+    #[must_use]
+    pub fn is_cut_off(&self, host: Host) -> bool {
+        self.clean_seq.is_none() && !self.is_of(host) && !is_planted(Bug::GrowthTrusted)
+    }
 }
 
 impl fmt::Display for Ending {
@@ -100,8 +106,13 @@ impl Shard {
         identity.write(region.bytes_mut(0, HEADER_PAGE_SIZE));
         // Both copies, so that damage to one is not the end of the file.
         (0..2).for_each(|_| Progress::default().write(region.bytes_mut(0, HEADER_PAGE_SIZE)));
+        let slots = Slots::new(identity, region);
+        let count = (slots.region.len() - slots.start) / slots.stride;
+        let count = u32::try_from(count).unwrap_or(u32::MAX - 1);
         let state = State {
             slots_formatted: 0,
+            // Made aside, and durable before anybody takes it for a shard.
+            slots_durable: count,
             seq_reserved: 0,
             boot_id: host.boot_id,
             device_id: host.device_id,
@@ -111,10 +122,8 @@ impl Shard {
             role: Some(Role::Leads),
             lineage: vec![Term { epoch: 1, id: 0, first_seq: 1 }],
         };
-        let slots = Slots::new(identity, region);
         let digest = Region::heap(digest_size(0), digest_size(slots.count_max()));
         let derived = Derived::new(&slots, 0, digest)?;
-        let count = (slots.region.len() - slots.start) / slots.stride;
         let (progress, seq) = (Progress::default(), Seq::ZERO);
         let mut shard = Self {
             slots,
@@ -126,7 +135,7 @@ impl Shard {
             tail: None,
             pending: Pending::default(),
         };
-        shard.format_to(u32::try_from(count).unwrap_or(u32::MAX - 1))?;
+        shard.format_to(count)?;
         Ok(shard)
     }
 
@@ -140,7 +149,7 @@ impl Shard {
         host: Host,
         visited: impl Fn(u32),
     ) -> Result<Self, RecoverError> {
-        let slots = Slots::new(identity, files.slots);
+        let mut slots = Slots::new(identity, files.slots);
         let page = slots.region.bytes(0, HEADER_PAGE_SIZE);
         let mut state = State::read(path, page)?;
         let found = Progress::read(path, page)?;
@@ -151,10 +160,15 @@ impl Shard {
         };
         state.role = Some(role);
         let has_bad_copy = State::has_bad_copy(page);
-        let wanted = slots.offset(SlotIndex(state.slots_formatted));
+        let is_cut_off = state.is_cut_off(host);
+        let wanted = if is_cut_off { state.slots_durable } else { state.slots_formatted };
+        let wanted = slots.offset(SlotIndex(wanted));
         if slots.region.len() < wanted {
             let (found, wanted) = (slots.region.len() as u64, wanted as u64);
             return Err(HeaderError::Truncated { path: path.into(), found, wanted }.into());
+        }
+        if is_cut_off {
+            forget_lost(path, &mut slots, &mut state);
         }
         if has_bad_copy {
             let counted = state.slots_formatted;
@@ -221,6 +235,16 @@ impl Shard {
     /// One that may have lost its tail waits with that, if it `regains`: see [`Shard::end_regain`].
     pub fn take_over(&mut self, host: Host, term_id: u64, regains: bool) -> io::Result<Ending> {
         let ending = self.ending(host);
+        match ending {
+            Ending::Clean => {}
+            // A kill may have left a copy of the header that is not durable yet; the other one is about to be written.
+            Ending::ProcessCrash => self.sync_header()?,
+            // Slots that were made again; from here on what there is counts as durable.
+            Ending::OsCrash => self.sync()?,
+        }
+        if ending != Ending::ProcessCrash {
+            self.state.slots_durable = self.slots_formatted();
+        }
         if self.leads() {
             self.write_progress(Progress::default());
         }
@@ -228,7 +252,6 @@ impl Shard {
             self.begin_regain();
             if !regains {
                 self.close_regain();
-                self.sync()?;
                 self.end_regain(host, term_id)?;
             }
             return Ok(ending);
@@ -389,17 +412,9 @@ impl Shard {
     #[must_use]
     pub fn files_on_disk(&self) -> Files {
         let digest = self.derived.digest.region();
-        let Some((mut region, digest)) = self.slots.region.after_power_cut().zip(digest.after_power_cut())
-        else {
+        let Some((region, digest)) = self.slots.region.after_power_cut().zip(digest.after_power_cut()) else {
             return self.copy_files();
         };
-        for slot in (0..self.slots_formatted()).map(SlotIndex) {
-            // An allocation is on the disk before it is used.
-            let offset = self.slots.offset(slot);
-            if read_u64(region.bytes(offset, 8), 0) == 0 {
-                region.bytes_mut(offset, self.slots.stride).copy_from_slice(self.slots.bytes(slot));
-            }
-        }
         Files { slots: region, digest }
     }
 
@@ -425,6 +440,32 @@ impl Shard {
     #[must_use]
     pub fn into_region(self) -> Region {
         self.slots.region
+    }
+}
+
+/// After an OS crash the file may lack what the header counts: the system writes both back in any order. A slot that
+/// is missing was never made; one that was made since the last mark, and is not good, is made again, as it never held
+/// anything durable.
+fn forget_lost(path: &Path, slots: &mut Slots, state: &mut State) {
+    let counted = state.slots_formatted;
+    let room = (slots.region.len() - slots.start) / slots.stride;
+    state.slots_formatted = counted.min(u32::try_from(room).unwrap_or(u32::MAX));
+    let image_of = free_images(slots.identity.shard);
+    let mut made_again = 0_u32;
+    for slot in (state.slots_durable..state.slots_formatted).map(SlotIndex) {
+        if slots.view(slot).is_err() {
+            let (offset, image) = (slots.offset(slot), image_of(slot));
+            slots.region.bytes_mut(offset, image.len()).copy_from_slice(&image);
+            made_again += 1;
+        }
+    }
+    let missing = counted - state.slots_formatted;
+    if made_again > 0 || missing > 0 {
+        let since = state.slots_durable;
+        tracing::warn!(
+            path = %path.display(), counted, since, made_again, missing,
+            "the machine went down before all slots were on the disk: what was made since is empty where it is not whole"
+        );
     }
 }
 

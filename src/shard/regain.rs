@@ -76,6 +76,7 @@ impl Shard {
             self.keep_terms(terms);
         }
         self.state.durable_seq = self.seq;
+        self.state.slots_durable = self.slots_formatted();
         self.note_host(host, term_id);
         self.sync_state()?;
         self.tail = None;

@@ -172,6 +172,7 @@ impl Healing {
         let slots_formatted = counted.max(first.slots_formatted).min(u32::try_from(room).unwrap_or(u32::MAX));
         let state = State {
             slots_formatted,
+            slots_durable: slots_formatted,
             seq_reserved: 0,
             boot_id: [0; 16],
             device_id: 0,
@@ -236,6 +237,7 @@ impl Healing {
     /// Writes the header, so that the shard is opened as after a power cut, and makes all of it durable.
     pub fn finish(mut self) -> std::io::Result<Region> {
         self.state.role = self.last.role;
+        self.state.slots_durable = self.state.slots_formatted;
         let leads = self.state.leads(&self.last.progress);
         self.state.durable_seq = if leads { self.durable } else { self.last.progress.seq };
         self.state.seq_reserved = self.durable.0 + if is_planted(Bug::SeqReused) { 1 } else { SEQ_WINDOW };

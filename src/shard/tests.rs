@@ -10,7 +10,9 @@ use super::recover::{Files, Host};
 use super::*;
 use crate::region::Region;
 
-const GOLDEN: &str = include_str!("../../tests/data/shard_v2_role.hex");
+const GOLDEN: &str = include_str!("../../tests/data/shard_v2_durable.hex");
+/// Of a release whose headers did not say which slots are durable.
+const GOLDEN_WITHOUT_MARK: &str = include_str!("../../tests/data/shard_v2_role.hex");
 /// Of a release whose headers did not say who leads.
 const GOLDEN_WITHOUT_ROLE: &str = include_str!("../../tests/data/shard_v2.hex");
 const GEOMETRY: Geometry =
@@ -86,7 +88,7 @@ fn dump(bytes: &[u8]) -> String {
 fn the_format_is_the_golden_file_s() {
     let dump = dump(example().region_bytes());
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/shard_v2_role.hex");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/shard_v2_durable.hex");
         return std::fs::write(path, dump).unwrap();
     }
     assert!(dump == GOLDEN, "the shard file's bytes have changed: a new format version is due\n{dump}");
@@ -112,7 +114,7 @@ fn open_golden(lines: &str) -> Shard {
 
 #[test]
 fn the_golden_files_open() {
-    for lines in [GOLDEN, GOLDEN_WITHOUT_ROLE] {
+    for lines in [GOLDEN, GOLDEN_WITHOUT_MARK, GOLDEN_WITHOUT_ROLE] {
         let mut shard = open_golden(lines);
         assert!(!shard.leads(), "it has followed");
         assert_eq!(shard.take_over(HOST, 0xA1, false).unwrap(), recover::Ending::Clean);

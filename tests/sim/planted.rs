@@ -114,6 +114,11 @@ fn rewind_is_not_synced() {
 }
 
 #[test]
+fn growth_is_taken_to_be_on_the_disk() {
+    assert_found_by(Bug::GrowthTrusted, power::all_lives_without_log);
+}
+
+#[test]
 fn change_is_in_its_slot_before_the_sync_of_its_record() {
     assert_found_by(Bug::LandedBeforeSync, power::all_lives_log_first);
 }

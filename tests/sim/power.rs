@@ -1,10 +1,11 @@
-//! A store with a log on a machine that loses its power, in every call that changes a disk, with any write-back of
-//! log and slots, also while the store is opened again.
+//! A store on a machine that loses its power, in every call that changes a disk, with any write-back of log and slots,
+//! also while the store is opened again. What a file has grown by since its last sync is there, in part, or not at all.
 //!
 //! At each level of durability. After every power cut: each change that was called durable is there, or what replaced it; so is all that the
 //! lineage says is shared with followers; no seq stands for two changes; index and slots agree. A slot that was caught
 //! half-written by a change that was not durable may be damaged, and is then known to be; where the log comes first
-//! there is no such slot, and each change that was answered is there.
+//! there is no such slot, and each change that was answered is there. Without a log a store still opens, with nothing in
+//! it but what was written, and all that an opening or an orderly end left there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -22,20 +23,34 @@ use slotstream::{Geometry, Options, Seq, ShardIndex, Store};
 use crate::log::Dice;
 use crate::random::Random;
 
+/// Slots so large that a shard has fourteen at first, and grows by as many.
 const GEOMETRY: Geometry =
-    Geometry { shard_count: 2, key_size_max: 8, value_size_max: 400, shard_prefix_bits: 0 };
-const SLOTS: u32 = 130;
+    Geometry { shard_count: 2, key_size_max: 8, value_size_max: VALUE_SIZE_MAX, shard_prefix_bits: 0 };
+const VALUE_SIZE_MAX: u16 = 4_500;
+const SLOTS: u32 = 42;
 const SEEDS: u64 = 6;
+/// Without a log there are few calls, and it is chance alone that tells one life from the next.
+const SEEDS_WITHOUT_LOG: u64 = 30;
 const STEPS: usize = 55;
+const PAGE_SIZE: usize = 4096;
+const HEADER_PAGE_SIZE: usize = 2 * PAGE_SIZE;
 
 /// When a change of a machine's store is durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Level {
+    /// Never before the store is closed.
+    None,
     Interval,
     /// Before its call returns.
     Always,
     /// Before it is in its slot; who makes it waits for others, and makes more meanwhile.
     AlwaysTogether,
+}
+
+impl Level {
+    fn comes_first(self) -> bool {
+        matches!(self, Self::Always | Self::AlwaysTogether)
+    }
 }
 
 #[derive(Clone, Default)]
@@ -49,14 +64,24 @@ struct Shards {
     images: Mutex<BTreeMap<u16, Image>>,
     disk: Mutex<SimulatedDisk>,
     chance: Arc<dyn Chance>,
+    /// A sector of a header is old or new: without a log nothing else says what it said.
+    has_whole_headers: bool,
 }
 
-/// Some of the sectors that differ reach the disk, some in part.
-fn write_back_some(durable: &mut Vec<u8>, seen: &[u8], chance: &dyn Chance) {
-    durable.resize(seen.len().max(durable.len()), 0);
-    for (durable, seen) in durable.chunks_mut(SECTOR_SIZE).zip(seen.chunks(SECTOR_SIZE)) {
+/// Of what the file has grown by some is on the disk; of the sectors that differ some are, some in part.
+fn write_back_some(durable: &mut Vec<u8>, seen: &[u8], chance: &dyn Chance, has_whole_header: bool) {
+    let grown = seen.len().saturating_sub(durable.len()) / PAGE_SIZE;
+    let kept = match chance.next() % 4 {
+        0 => 0,
+        1 => grown,
+        _ => usize::try_from(chance.next() % (grown as u64 + 1)).unwrap(),
+    };
+    durable.resize(durable.len() + kept * PAGE_SIZE, 0);
+    let sectors = durable.chunks_mut(SECTOR_SIZE).zip(seen.chunks(SECTOR_SIZE)).enumerate();
+    for (sector, (durable, seen)) in sectors.filter(|(_, (durable, seen))| durable != seen) {
         let cut = usize::try_from(chance.next() % seen.len() as u64).unwrap();
-        match chance.next() % 8 {
+        let is_whole = has_whole_header && sector * SECTOR_SIZE < HEADER_PAGE_SIZE;
+        match chance.next() % if is_whole { 6 } else { 8 } {
             0..3 => {}
             3..6 => durable[..seen.len()].copy_from_slice(seen),
             6 => durable[..cut].copy_from_slice(&seen[..cut]),
@@ -85,7 +110,7 @@ impl SimulatedShards for Shards {
             // It was being made: files are made aside, and moved into place when they are durable.
             images.remove(&shard.0);
         } else if synced.is_err() {
-            write_back_some(durable, &image.seen, &*self.chance);
+            write_back_some(durable, &image.seen, &*self.chance, self.has_whole_headers);
         }
         synced
     }
@@ -119,8 +144,12 @@ impl Machine {
     fn new(seed: u64, level: Level, context: String) -> Self {
         let chance = Dice::new(seed);
         let disk = SimulatedDisk::new(chance.clone());
-        let shards =
-            Shards { images: Mutex::default(), disk: Mutex::new(disk.clone()), chance: chance.clone() };
+        let shards = Shards {
+            images: Mutex::default(),
+            disk: Mutex::new(disk.clone()),
+            chance: chance.clone(),
+            has_whole_headers: level == Level::None,
+        };
         let count = usize::from(GEOMETRY.shard_count);
         Self {
             disk,
@@ -143,6 +172,7 @@ impl Machine {
             store_id: Some(uuid::Uuid::from_u128(5)),
             chance: self.chance.clone(),
             durability: match self.level {
+                Level::None => Durability::None,
                 Level::Interval => Durability::Interval(Duration::from_millis(100)),
                 Level::Always | Level::AlwaysTogether => Durability::Always,
             },
@@ -171,7 +201,8 @@ impl Machine {
         self.disk = self.disk.after_power_cut();
         *self.shards.disk.lock() = self.disk.clone();
         for image in self.shards.images.lock().values_mut() {
-            write_back_some(&mut image.durable, &image.seen, &*self.chance);
+            let Shards { chance, has_whole_headers, .. } = &*self.shards;
+            write_back_some(&mut image.durable, &image.seen, &**chance, *has_whole_headers);
             image.seen.clone_from(&image.durable);
         }
         self.boot += 1;
@@ -193,7 +224,7 @@ impl Machine {
     fn note_unanswered(&mut self, store: &Store, key: &[u8], value: Option<Vec<u8>>) {
         let shard = store.shard_of(key);
         let change = Change { seq: store.made(shard).0, key: key.to_vec(), value };
-        if self.level != Level::Interval && self.given_out.insert((shard.0, change.seq)) {
+        if self.level.comes_first() && self.given_out.insert((shard.0, change.seq)) {
             self.changes[usize::from(shard.0)].push(change);
         }
     }
@@ -205,8 +236,9 @@ impl Machine {
             let done = match random.below(100) {
                 0..72 => {
                     let key = format!("key{}", random.below(40)).into_bytes();
-                    let value = (!random.percent(15))
-                        .then(|| vec![random.next().to_le_bytes()[0]; random.between(0, 400)]);
+                    let value = (!random.percent(15)).then(|| {
+                        vec![random.next().to_le_bytes()[0]; random.between(0, VALUE_SIZE_MAX.into())]
+                    });
                     let changed = match &value {
                         None => store.delete(&key),
                         Some(value) => store.put(&key, value).map(|_| true),
@@ -242,7 +274,7 @@ impl Machine {
     fn check(&self, store: &Store) {
         let context = &self.context;
         store.check().unwrap_or_else(|error| panic!("{context}: {error}"));
-        if self.level != Level::Interval {
+        if self.level.comes_first() {
             assert_eq!(store.damaged(), [], "{context}: a slot was caught half-written");
         }
         let is_damaged = |shard| store.damaged().iter().any(|(damaged, _, _)| *damaged == shard);
@@ -290,6 +322,10 @@ impl Machine {
     /// What the store holds now is what counts from here on: opening it made that durable.
     fn settle(&mut self, store: &Store) {
         self.check(store);
+        if self.level == Level::None {
+            // A seq is one change's within a term.
+            self.given_out.clear();
+        }
         for changes in &mut self.changes {
             let keys: BTreeSet<_> = changes.iter().map(|change| change.key.clone()).collect();
             let held = |key: Vec<u8>| Change { seq: 0, value: read(store, &key), key };
@@ -364,6 +400,9 @@ fn go_on(mut machine: Machine, store: Store, random: &mut Random) {
         }
         // What a killed process had not logged is durable since the store was opened again.
         let index = usize::from(shard.0);
+        if machine.level == Level::None {
+            continue;
+        }
         machine.durable[index] = changes.iter().map(|change| change.seq).max().unwrap_or(0);
     }
     machine.work(&store, random, 15).expect("nothing fails");
@@ -384,6 +423,11 @@ pub(crate) fn all_lives() {
     lives(Level::Interval, SEEDS);
 }
 
+/// The same without a log.
+pub(crate) fn all_lives_without_log() {
+    lives(Level::None, SEEDS_WITHOUT_LOG);
+}
+
 /// The same where the log comes first.
 pub(crate) fn all_lives_log_first() {
     lives(Level::AlwaysTogether, SEEDS);
@@ -399,6 +443,11 @@ fn lives(level: Level, seeds: u64) {
             life(seed, level, Some((call, Fault::Failure)));
         }
     }
+}
+
+#[test]
+fn a_store_without_a_log_opens_after_a_power_cut_with_what_was_there_at_its_last_opening() {
+    all_lives_without_log();
 }
 
 #[test]

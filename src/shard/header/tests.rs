@@ -12,6 +12,7 @@ fn identity() -> Identity {
 fn state(slots_formatted: u32) -> State {
     State {
         slots_formatted,
+        slots_durable: slots_formatted / 2,
         seq_reserved: 0,
         boot_id: [9; 16],
         device_id: 5,
