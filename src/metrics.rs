@@ -90,6 +90,7 @@ metrics! {
 
     WRITES_UNCONFIRMED_TOTAL = Counter "writes_unconfirmed_total", "Writes that are applied here, but that too few followers had confirmed in time.";
 
+    DURABILITY_INFO = Gauge "durability_info", "1; the labels say when a write is durable.";
     WAL_BYTES_TOTAL = Counter "wal_bytes_total", "Bytes of records appended to the write-ahead log.";
     WAL_SYNCS_TOTAL = Counter "wal_syncs_total", "Times the write-ahead log was made durable.";
     WAL_CHECKPOINTS_TOTAL = Counter "wal_checkpoints_total", "Times all slots were made durable and the log was cut.";

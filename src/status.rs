@@ -207,6 +207,10 @@ impl View {
             }),
             epoch: shards.iter().map(|shard| shard.epoch).max().unwrap_or(0),
             superseded_by_epoch: self.links.superseded_by_epoch(),
+            durability: store.map(|store| DurabilityStatus {
+                level: store.durability().level().to_owned(),
+                interval_seconds: store.durability().interval().map(|interval| interval.as_secs_f64()),
+            }),
             log: store.and_then(|store| store.log_stats()),
             backups: self.saves.stats(),
             shards,
@@ -347,6 +351,9 @@ pub struct Status {
     /// On a leader that was replaced: the newer epoch that it has heard of; it takes no writes.
     #[serde(default)]
     pub superseded_by_epoch: Option<u64>,
+    /// When a write is durable; none until the store is open.
+    #[serde(default)]
+    pub durability: Option<DurabilityStatus>,
     /// The write-ahead log, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<LogStats>,
@@ -370,6 +377,16 @@ pub struct Sizes {
     pub value_size: u16,
     /// Leading key bits that choose the shard; 0 = all.
     pub shard_prefix_bits: u16,
+}
+
+/// When a write is durable.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DurabilityStatus {
+    /// `none`, `interval` or `always`.
+    pub level: String,
+    /// With `interval`: how long after its reply a write may still be lost to a power cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_seconds: Option<f64>,
 }
 
 /// One shard of a node.

@@ -30,7 +30,7 @@ pub struct Durability {
         long,
         env = "SLOTSTREAM_DURABILITY",
         value_name = "LEVEL",
-        default_value = "none",
+        default_value = "interval",
         ignore_case = true
     )]
     pub durability: Level,
@@ -43,7 +43,7 @@ pub struct Durability {
     /// What checkpoints may write in a second, for slots to be durable without the log; more where the log is filling, and writes are slowed in its last quarter; 0 = all at once
     #[arg(long, env = "SLOTSTREAM_CHECKPOINT_RATE", value_name = "SIZE", default_value = "64MiB", value_parser = units::parse_size)]
     pub checkpoint_rate: usize,
-    /// Size of one of the log's files
+    /// Size of one of the log's files; a log that has little to hold has smaller ones
     #[arg(long, env = "SLOTSTREAM_WAL_SEGMENT_SIZE", value_name = "SIZE", default_value = "16MiB", value_parser = units::parse_size)]
     pub wal_segment_size: usize,
 }

@@ -184,6 +184,10 @@ fn publish_shards(view: &View, store: &Store) {
 }
 
 fn publish_log(store: &Store) {
+    let durability = store.durability();
+    // A label that is empty is none.
+    let interval = durability.interval().map(|interval| format!("{interval:?}")).unwrap_or_default();
+    gauge!(names::DURABILITY_INFO, "level" => durability.level(), "interval" => interval).set(1.0);
     let Some(log) = store.log_stats() else { return };
     counter!(names::WAL_BYTES_TOTAL).absolute(log.bytes);
     counter!(names::WAL_SYNCS_TOTAL).absolute(log.syncs);

@@ -20,6 +20,8 @@ use crate::store::{Durability, LogState, Store, SyncError};
 
 /// What shards have is written this often, so that a sync has little left to write.
 const TICK: Duration = Duration::from_millis(10);
+/// While nothing is written, it is looked this often: an idle process stays idle.
+const QUIET_TICK: Duration = Duration::from_millis(100);
 const CHECKPOINT_TICK: Duration = Duration::from_millis(200);
 /// A log that is not nearly full is cut after this long, so that a restart has little to replay.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
@@ -31,6 +33,7 @@ pub(super) fn start(
     links: &Arc<Links>,
     stop: &Stop,
 ) -> anyhow::Result<Vec<JoinHandle<()>>> {
+    say(store.durability());
     let interval = match store.durability() {
         Durability::None => return Ok(Vec::new()),
         Durability::Interval(interval) => interval,
@@ -42,6 +45,17 @@ pub(super) fn start(
     let (cutter_wake, cutter_woken) = mpsc::channel();
     let writer = spawn("wal", stop, writer, (wake, woken))?;
     Ok(vec![writer, spawn("checkpoint", stop, cutter, (cutter_wake, cutter_woken))?])
+}
+
+/// What was promised, for whoever reads the log.
+fn say(durability: Durability) {
+    let takes = match durability {
+        Durability::None => "what the system had not written back",
+        Durability::Interval(_) => "the writes of the last interval",
+        Durability::Always => "nothing that was answered",
+    };
+    let interval = durability.interval().map(tracing::field::debug);
+    tracing::info!(durability = durability.level(), interval, "a power cut may take {takes}");
 }
 
 /// Lets checkpoints take their time, until the node is told to stop.
@@ -116,6 +130,10 @@ struct Writer {
     sleeper: Arc<Sleeper>,
     durable: Vec<Seq>,
     rounds: u64,
+    /// Bytes that the log had been given after the last look.
+    bytes: u64,
+    /// Nothing came since the look before.
+    is_quiet: bool,
     said: Option<Instant>,
     stalls: u64,
     writes_held: u64,
@@ -135,6 +153,8 @@ impl Writer {
             sleeper,
             durable,
             rounds: 0,
+            bytes: 0,
+            is_quiet: false,
             said: None,
             stalls: 0,
             writes_held: 0,
@@ -173,7 +193,8 @@ impl Work for Writer {
         if self.store.is_asked_for_a_round() {
             return Duration::ZERO;
         }
-        TICK.min(self.interval.saturating_sub(self.synced.elapsed()))
+        let tick = if self.is_quiet { QUIET_TICK } else { TICK };
+        tick.min(self.interval.saturating_sub(self.synced.elapsed()))
     }
 
     fn round(&mut self) {
@@ -186,6 +207,8 @@ impl Work for Writer {
         }
         let done = if is_due { self.store.sync_log() } else { self.store.write_log() };
         judge(done, &mut self.said);
+        let bytes = self.store.log_stats().map_or(0, |log| log.bytes);
+        self.is_quiet = std::mem::replace(&mut self.bytes, bytes) == bytes;
         if self.store.log_state() == LogState::NoSpace {
             // Who waits for a round is told that none comes.
             self.links.rounds_over(self.rounds, u64::MAX);

@@ -74,10 +74,13 @@ pub fn lock(directory: &Path) -> io::Result<Result<File, String>> {
         }
         Err(TryLockError::Error(error)) => return Err(error),
     }
-    file.set_len(0)?;
-    file.rewind()?;
-    writeln!(file, "{}", std::process::id())?;
-    Ok(Ok(file))
+    // Which process has it is for people; a full disk must not keep the store closed.
+    let named =
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+    match named {
+        Err(error) if !crate::wal::disk::is_full(&error) => Err(error),
+        _ => Ok(Ok(file)),
+    }
 }
 
 /// This machine's boot, and the device that the directory lies on. Not its mount: a service manager or a

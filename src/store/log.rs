@@ -48,6 +48,27 @@ pub enum Durability {
     Always,
 }
 
+impl Durability {
+    /// Its name, as the options have it.
+    #[must_use]
+    pub fn level(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Interval(_) => "interval",
+            Self::Always => "always",
+        }
+    }
+
+    /// How long a change may be in danger, where that is bounded by a time.
+    #[must_use]
+    pub fn interval(self) -> Option<Duration> {
+        match self {
+            Self::Interval(interval) => Some(interval),
+            Self::None | Self::Always => None,
+        }
+    }
+}
+
 /// Why slots were not made durable, or the log not cut.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
@@ -257,7 +278,11 @@ impl Keeper {
             work.take_all(cells);
             work.append_queue(&keeper)?;
             keeper.sync(work, cells)?;
-            work.log.keep_a_spare()?;
+            // Without one nothing more is taken, and nothing is lost.
+            match keeper.note(work.log.keep_a_spare().map_err(SyncError::from)) {
+                Err(error) if !error.is_full() => return Err(error),
+                _ => {}
+            }
         }
         for cell in cells {
             cell.lock.write().shard.forget_reserved();

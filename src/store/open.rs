@@ -49,7 +49,8 @@ pub struct Options {
     pub private: bool,
     /// Keep the store in memory, with at most so many slots per shard; no directory is touched.
     pub memory_slots: Option<u32>,
-    /// When a change is durable.
+    /// When a change is durable. A store has no threads: whoever opens one with a log drives it ([`Store::sync_log`] as
+    /// often as is promised, [`Store::checkpoint`] where [`Store::wants_checkpoint`]), and so has to ask for it.
     pub durability: Durability,
     /// With [`Durability::Always`]: a call that changes something returns when that is durable. `false`: it returns
     /// when that is made, nobody sees anything of it yet, and the caller waits itself ([`Store::ask_for_a_round`]).
@@ -208,7 +209,8 @@ impl Store {
             Err(owner) => return Err(OpenError::InUse { path: path.into(), owner }),
         };
         let host = directory::host(path).map_err(io_error(path, "identify the mount"))?;
-        if !directory::shards_path(path).exists() {
+        let is_new = !directory::shards_path(path).exists();
+        if is_new {
             discard_log(path)?;
             match options.geometry.filter(|_| options.create) {
                 Some(geometry) => {
@@ -219,7 +221,7 @@ impl Store {
         }
         let first = inspect_first(path)?;
         check_wanted(path, &options, &first)?;
-        let log = open_log(path, first, host, &options)?;
+        let log = open_log(path, is_new, first, host, &options)?;
         let shards = open_shards(path, first, host, &options)?;
         let reports = Reports::Directory(path.into());
         let assembly = Assembly {

@@ -146,6 +146,7 @@ pub(super) fn discard_log(path: &Path) -> Result<(), OpenError> {
 /// Replays the directory's log, if there is one; then there is one or none, as the options say.
 pub(super) fn open_log(
     path: &Path,
+    is_new: bool,
     first: Identity,
     host: Host,
     options: &Options,
@@ -154,6 +155,12 @@ pub(super) fn open_log(
     let is_wanted = options.durability != Durability::None;
     if options.private || (!is_wanted && !log_path.exists()) {
         return Ok(None);
+    }
+    if !is_new && !log_path.exists() {
+        tracing::info!(
+            durability = options.durability.level(),
+            "this store had no log until now: what was written before is made durable with the first checkpoint"
+        );
     }
     let disk = FileDisk::new(&log_path).map_err(io_error(&log_path, "open the log"))?;
     let opened = Log::open(Arc::new(disk), log_options(first.store_id, options));
@@ -164,6 +171,9 @@ pub(super) fn open_log(
     }
     drop(log);
     discard_log(path)?;
+    tracing::info!(
+        "the log of this store is at its end: what it held is in the slots, and durability is none"
+    );
     Ok(None)
 }
 

@@ -34,6 +34,12 @@ pub trait Disk: Send + Sync {
     fn sync(&self, file: u32) -> io::Result<()>;
 }
 
+/// Whether the system has no room, or allows no more of it: both pass.
+#[must_use]
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// A directory that holds `checkpoint` and `NNNN.wal`.
 #[derive(Debug)]
 pub struct FileDisk {

@@ -15,6 +15,7 @@
 
 pub mod codec;
 pub mod disk;
+mod files;
 pub mod read;
 pub mod simulated;
 #[cfg(test)]
@@ -33,7 +34,8 @@ use codec::{
     CHECKPOINT_FILE_SIZE, CHECKPOINT_OFFSETS, Checkpoint, FRAME_HEADER_SIZE, FRAMES_OFFSET, segment_header,
 };
 pub use codec::{Frame, Kind, Position};
-use disk::{CHECKPOINT_FILE, Disk};
+use disk::{CHECKPOINT_FILE, Disk, is_full};
+use files::{Files, SIZE_FIRST};
 use read::{Survey, walk};
 
 /// Smallest segment: the largest record must fit.
@@ -109,7 +111,7 @@ pub enum LogError {
 pub struct LogOptions {
     /// The store it belongs to.
     pub store_id: Uuid,
-    /// Bytes of a segment, at least [`SEGMENT_SIZE_MIN`].
+    /// Bytes of a segment at most, at least [`SEGMENT_SIZE_MIN`]: a log begins with smaller ones.
     pub segment_size: u32,
     /// Segments that the log may have.
     pub segments_max: u32,
@@ -132,9 +134,7 @@ pub struct Log {
     live: VecDeque<Segment>,
     /// Prepared to be the next one.
     spare: Option<Segment>,
-    /// Files of the right size that hold nothing needed.
-    idle: Vec<u32>,
-    files_end: u32,
+    files: Files,
     highest: u32,
     /// Frames that are not written yet; they end at `end`.
     buffer: Vec<u8>,
@@ -168,18 +168,14 @@ impl Log {
         let (live, dead): (Vec<_>, Vec<_>) =
             survey.segments.drain(..).partition(|segment| segment.number >= checkpoint.cut.segment());
         survey.idle.extend(dead.iter().map(|segment| (segment.file, segment.size)));
-        let size = u64::from(options.segment_size);
-        let (idle, useless): (Vec<_>, Vec<_>) = survey.idle.iter().partition(|idle| idle.1 == size);
-        // Not wanted and not in the way: another opening may have more luck with them.
-        useless.iter().for_each(|(file, _)| drop(disk.remove(*file)));
+        let files = Files::new(&*disk, survey.idle, survey.files_end, options.segment_size);
         Ok(Self {
             disk,
             options,
             checkpoint,
             live: live.into(),
             spare: None,
-            idle: idle.iter().map(|idle| idle.0).collect(),
-            files_end: survey.files_end,
+            files,
             highest: survey.highest.max(checkpoint.cut.segment().saturating_sub(1)),
             buffer: Vec::new(),
             end: checkpoint.cut,
@@ -198,20 +194,23 @@ impl Log {
         Ok(())
     }
 
-    /// Gives up all that there is, and begins in a new segment. The caller has made the slots durable that hold it.
+    /// Gives up all that there is, and begins in a new segment, which is one of the old files where there is one: so a
+    /// full disk lets a log begin that has been there before. The caller has made the slots durable that hold it.
     pub fn begin_anew(&mut self) -> Result<(), LogError> {
         let number = self.highest + 1;
-        let first = self.prepare(number)?;
-        self.live.push_back(first);
+        let size = self.live.back().map_or(SIZE_FIRST, |segment| segment.size);
         self.end = Position::start(number);
         self.durable = self.end;
-        self.cut(self.end)
+        self.cut(self.end)?;
+        let first = self.prepare(number, size)?;
+        self.live.push_back(first);
+        Ok(())
     }
 
     /// The largest payload of a frame.
     #[must_use]
     pub fn payload_size_max(&self) -> usize {
-        (self.options.segment_size - FRAMES_OFFSET) as usize - 2 * FRAME_HEADER_SIZE
+        (SEGMENT_SIZE_MIN - FRAMES_OFFSET) as usize - 2 * FRAME_HEADER_SIZE
     }
 
     /// Where the next frame goes.
@@ -283,7 +282,7 @@ impl Log {
         let next = match self.spare.take() {
             Some(spare) => spare,
             None if self.is_full() => return Err(LogError::Full { segments_max: self.options.segments_max }),
-            None => self.prepare(self.end.segment() + 1)?,
+            None => self.prepare(self.end.segment() + 1, self.live_size())?,
         };
         // There is room: every frame leaves it.
         let (position, durable) = (self.end, self.durable);
@@ -301,23 +300,17 @@ impl Log {
         Ok(())
     }
 
+    /// Bytes of all live segments.
+    fn live_size(&self) -> u64 {
+        self.live.iter().map(|segment| segment.size).sum()
+    }
+
     /// Makes a file the segment of this number: durable, and empty.
-    fn prepare(&mut self, number: u32) -> Result<Segment, LogError> {
-        let size = u64::from(self.options.segment_size);
-        let file = match self.idle.pop() {
-            Some(file) => file,
-            None => {
-                let file = self.files_end;
-                match self.disk.create(file, size) {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-                        return Err(LogError::NoSpace { error });
-                    }
-                    Err(error) => return Err(self.fail(file, "make a segment", error)),
-                }
-                self.files_end += 1;
-                file
-            }
+    fn prepare(&mut self, number: u32, size: u64) -> Result<Segment, LogError> {
+        let (file, size) = match self.files.take(&*self.disk, size) {
+            Ok(taken) => taken,
+            Err((_, error)) if is_full(&error) => return Err(LogError::NoSpace { error }),
+            Err((file, error)) => return Err(self.fail(file, "make a segment", error)),
         };
         let header = segment_header(self.options.store_id, number);
         let written = self.disk.write(file, 0, &header).and_then(|()| self.disk.sync(file));
@@ -329,7 +322,7 @@ impl Log {
     /// Keeps one segment in reserve, so that the next roll waits for nothing. Call it when there is time.
     pub fn keep_a_spare(&mut self) -> Result<(), LogError> {
         if self.spare.is_none() && !self.is_full() && !self.has_failed {
-            self.spare = Some(self.prepare(self.end.segment() + 1)?);
+            self.spare = Some(self.prepare(self.end.segment() + 1, self.live_size())?);
         }
         Ok(())
     }
@@ -397,12 +390,7 @@ impl Log {
         self.checkpoint = checkpoint;
         while let Some(first) = self.live.front().copied().filter(|first| first.number < position.segment()) {
             self.live.pop_front();
-            if first.size == u64::from(self.options.segment_size) {
-                self.idle.push(first.file);
-            } else {
-                // Of another size, from before an option was changed. That it is there does no harm.
-                drop(self.disk.remove(first.file));
-            }
+            self.files.give_back(&*self.disk, first.file, first.size);
         }
         Ok(())
     }

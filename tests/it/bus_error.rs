@@ -12,7 +12,8 @@ use crate::disk::{Kind, Mount};
 use crate::harness::{ANY_PORTS, Node, PATIENCE, command, run_command, stderr};
 
 const EXIT_BUS_ERROR: i32 = 135;
-const SIZES: &[&str] = &["--shard-count", "1", "--key-size", "16", "--value-size", "4000"];
+const SIZES: &[&str] =
+    &["--shard-count", "1", "--key-size", "16", "--value-size", "4000", "--durability", "none"];
 
 fn fill(node: &Node, records: u32) {
     let (mut client, value) = (node.client(), "x".repeat(4_000));

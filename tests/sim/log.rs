@@ -13,8 +13,6 @@ use slotstream::wal::{Kind, Log, LogError, LogOptions, Position, SEGMENT_SIZE_MI
 
 use crate::random::Random;
 
-const OPTIONS: LogOptions =
-    LogOptions { store_id: uuid::Uuid::from_u128(7), segment_size: SEGMENT_SIZE_MIN, segments_max: 4 };
 const SEEDS: u64 = 5;
 
 /// A simulation's chance as the library asks for it.
@@ -34,6 +32,24 @@ impl Chance for Dice {
 
 type Found = Vec<(Position, Vec<u8>)>;
 
+/// Segments are of one size, or grow to so many times the smallest.
+#[derive(Clone, Copy)]
+struct Growth(u32);
+
+impl Growth {
+    fn of(seed: u64) -> Self {
+        Self(if seed.is_multiple_of(2) { 1 } else { 4 })
+    }
+
+    fn options(self) -> LogOptions {
+        LogOptions {
+            store_id: uuid::Uuid::from_u128(7),
+            segment_size: SEGMENT_SIZE_MIN * self.0,
+            segments_max: 4,
+        }
+    }
+}
+
 /// What was appended to a log, frame by frame, and how much of that counts.
 #[derive(Default)]
 struct Book {
@@ -44,9 +60,9 @@ struct Book {
     given_up: usize,
 }
 
-fn open(disk: &SimulatedDisk) -> Result<(Log, Found), LogError> {
+fn open(disk: &SimulatedDisk, growth: Growth) -> Result<(Log, Found), LogError> {
     let mut found = Vec::new();
-    let log = Log::open(Arc::new(disk.clone()), OPTIONS)?;
+    let log = Log::open(Arc::new(disk.clone()), growth.options())?;
     log.replay(|frame| {
         found.push((frame.position, frame.payload.to_vec()));
         Ok::<_, LogError>(())
@@ -55,11 +71,18 @@ fn open(disk: &SimulatedDisk) -> Result<(Log, Found), LogError> {
 }
 
 /// Appends, writes, syncs and cuts as chance says, until the disk fails.
-fn work(log: &mut Log, book: &mut Book, random: &mut Random, steps: usize) -> Result<(), LogError> {
+fn work(
+    log: &mut Log,
+    book: &mut Book,
+    random: &mut Random,
+    steps: usize,
+    Growth(growth): Growth,
+) -> Result<(), LogError> {
+    let payload_max = 9_000 * growth as usize;
     for _ in 0..steps {
         match random.below(100) {
             0..70 => {
-                let payload = vec![random.next().to_le_bytes()[0]; random.between(0, 9_000)];
+                let payload = vec![random.next().to_le_bytes()[0]; random.between(0, payload_max)];
                 let appended = log.append(ShardIndex(1), 3, Kind::Records, &payload);
                 match appended {
                     Ok(()) => {
@@ -112,13 +135,14 @@ fn life(seed: u64, fault: Option<(u64, Fault)>, steps: usize) -> u64 {
     let context = format!("seed {seed}, {fault:?}");
     let disk = SimulatedDisk::new(Dice::new(seed));
     let mut random = Random::new(seed);
+    let growth = Growth::of(seed);
     let mut book = Book::default();
     if let Some((call, fault)) = fault {
         disk.plan(call, fault);
     }
-    let lived = open(&disk).and_then(|(mut log, _)| {
+    let lived = open(&disk, growth).and_then(|(mut log, _)| {
         log.begin_anew()?;
-        let worked = work(&mut log, &mut book, &mut random, steps);
+        let worked = work(&mut log, &mut book, &mut random, steps, growth);
         if worked.is_err() && disk.has_power() {
             // A log that has failed stays so: or the second sync would lie about what the first one lost.
             let again = log.append(ShardIndex(0), 1, Kind::Records, b"more").and_then(|()| log.sync());
@@ -132,12 +156,12 @@ fn life(seed: u64, fault: Option<(u64, Fault)>, steps: usize) -> u64 {
     let mut disk = disk.after_power_cut();
     for cut in 0.. {
         disk.plan(cut, Fault::PowerCut);
-        let opened = open(&disk);
+        let opened = open(&disk, growth);
         if let Ok((mut log, found)) = opened {
             check(&book, &found, &format!("{context}, opening cut at call {cut}"));
             if log.begin_anew().is_ok() {
                 disk.plan_nothing();
-                go_on(&disk, log, &mut random, &context);
+                go_on(&disk, log, &mut random, growth, &context);
                 break;
             }
         } else if disk.has_power() {
@@ -145,7 +169,7 @@ fn life(seed: u64, fault: Option<(u64, Fault)>, steps: usize) -> u64 {
         }
         let after = disk.after_power_cut();
         // The cut may have come behind the new checkpoint: then what there was is given up, and rightly.
-        let (_, found) = open(&after).unwrap_or_else(|error| panic!("{context}: {error}"));
+        let (_, found) = open(&after, growth).unwrap_or_else(|error| panic!("{context}: {error}"));
         if found.is_empty() {
             book.given_up = book.frames.len();
         }
@@ -155,20 +179,20 @@ fn life(seed: u64, fault: Option<(u64, Fault)>, steps: usize) -> u64 {
 }
 
 /// A log that was begun anew holds what it gets from then on, and nothing else.
-fn go_on(disk: &SimulatedDisk, mut log: Log, random: &mut Random, context: &str) {
+fn go_on(disk: &SimulatedDisk, mut log: Log, random: &mut Random, growth: Growth, context: &str) {
     let mut book = Book::default();
-    work(&mut log, &mut book, random, 20).unwrap_or_else(|error| panic!("{context}: {error}"));
+    work(&mut log, &mut book, random, 20, growth).unwrap_or_else(|error| panic!("{context}: {error}"));
     log.write().unwrap();
     drop(log);
     // Killed, not cut off: everything written is there.
-    let (mut log, found) = open(disk).unwrap_or_else(|error| panic!("{context}: {error}"));
+    let (mut log, found) = open(disk, growth).unwrap_or_else(|error| panic!("{context}: {error}"));
     check(&book, &found, context);
     assert!(book.given_up + found.len() >= book.frames.len(), "{context}: a kill lost a frame");
     log.begin_anew().unwrap();
     let mut book = Book::default();
-    work(&mut log, &mut book, random, 20).unwrap();
+    work(&mut log, &mut book, random, 20, growth).unwrap();
     drop(log);
-    let (_, found) = open(&disk.after_power_cut()).unwrap();
+    let (_, found) = open(&disk.after_power_cut(), growth).unwrap();
     check(&book, &found, context);
 }
 

@@ -216,6 +216,11 @@ fn persistence(worker: &Worker, text: &mut String) -> std::fmt::Result {
     saves(worker, text)?;
     let log = worker.context.store.log_stats();
     write!(text, "aof_enabled:{}\r\n", u8::from(log.is_some()))?;
+    let durability = worker.context.store.durability();
+    write!(text, "slotstream_durability:{}\r\n", durability.level())?;
+    if let Some(interval) = durability.interval() {
+        write!(text, "slotstream_durability_interval_ms:{}\r\n", interval.as_millis())?;
+    }
     if let Some(log) = log {
         let status = if log.state == LogState::Going { "ok" } else { "err" };
         write!(text, "aof_last_write_status:{status}\r\n")?;

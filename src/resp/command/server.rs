@@ -8,6 +8,7 @@ use super::super::reply::Reply;
 use super::super::table::{Command, TABLE, flag, lookup};
 use super::{Args, Call, Flow, info, settings};
 use crate::resp::context::Role;
+use crate::store::Durability;
 
 type Outcome = Result<Flow, CommandError>;
 
@@ -125,10 +126,20 @@ pub(in crate::resp) fn config(call: &mut Call<'_>) -> Outcome {
 fn config_values(call: &Call<'_>) -> Vec<(String, String)> {
     let worker = call.worker;
     let mut values = worker.context.node.config.clone();
-    let fixed: [(&str, String); 12] = [
-        ("appendonly", "no".into()),
+    let durability = worker.context.store.durability();
+    let (appendonly, appendfsync) = match durability {
+        Durability::None => ("no", "no"),
+        Durability::Interval(_) => ("yes", "everysec"),
+        Durability::Always => ("yes", "always"),
+    };
+    let interval = durability.interval().map(|interval| format!("{}ms", interval.as_millis()));
+    let fixed: [(&str, String); 15] = [
+        ("appendfsync", appendfsync.into()),
+        ("appendonly", appendonly.into()),
         ("bind", worker.address.ip().to_string()),
         ("databases", "1".into()),
+        ("durability", durability.level().into()),
+        ("durability-interval", interval.unwrap_or_default()),
         ("io-threads", worker.options.workers.to_string()),
         ("maxclients", worker.options.clients_max.to_string()),
         ("maxmemory", "0".into()),

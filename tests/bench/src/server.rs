@@ -91,7 +91,7 @@ impl Launcher {
     pub fn follower(&self, side: Side, leader: &Server) -> Result<Server> {
         let follower = match side {
             Side::Ours => self.start("follower", |command, folder, ports| {
-                command.arg("follower").arg("--data-dir").arg(folder);
+                command.arg("follower").arg("--data-dir").arg(folder).args(["--durability", "none"]);
                 command.args(["--leader", &leader.replication.to_string()]);
                 command.args(["--replication-listen", &ports[1].to_string()]);
                 command.args(["--listen", &ports[0].to_string(), "--http-listen", &ports[2].to_string()]);
