@@ -1,7 +1,7 @@
 //! The `slotstream` program: reads the command line and runs what it asks for.
 //!
-//! Exit codes: 0 done, 1 failure or a difference found, 2 bad usage, 101 a panic, 135 a page of a mapped file that
-//! cannot be had; one line on standard error says why.
+//! Exit codes: 0 done, 1 failure or a difference found, 2 bad usage, 101 a panic, 130 told to stop twice, 135 a page of
+//! a mapped file that cannot be had; one line on standard error says why.
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -10,10 +10,13 @@ use anyhow::Context as _;
 
 use slotstream::backup::{self, Place, PlaceError};
 use slotstream::config::{self, Command, ExportArgs, ImportArgs, ParseError};
+use slotstream::inspect::export::ExportError;
+use slotstream::inspect::import::ImportError;
 use slotstream::inspect::tail::listen::Listen;
 use slotstream::inspect::tail::push::Sink;
 use slotstream::inspect::tail::token::{Token, TokenError};
-use slotstream::inspect::{self, Verdict};
+use slotstream::inspect::tail::{NoPosition, Start};
+use slotstream::inspect::{self, ToolError, Verdict};
 use slotstream::stop::Stop;
 use slotstream::{node, signals};
 
@@ -32,9 +35,7 @@ fn main() -> ExitCode {
             Err(error) if is_broken_pipe(&error) => ExitCode::from(EXIT_BAD),
             Err(error) => {
                 complain(&format!("{error:#}").replace('\n', " "));
-                let is_usage =
-                    error.is::<node::BadUsage>() || error.is::<TokenError>() || error.is::<PlaceError>();
-                ExitCode::from(if is_usage { EXIT_USAGE } else { EXIT_BAD })
+                ExitCode::from(if is_usage(&error) { EXIT_USAGE } else { EXIT_BAD })
             }
         },
         Err(ParseError::Show(text)) => {
@@ -60,6 +61,20 @@ fn exit_on_panic() {
         say(panic);
         std::process::exit(EXIT_PANIC.into());
     }));
+}
+
+/// Whether the arguments are wrong, whatever nodes and files hold.
+fn is_usage(error: &anyhow::Error) -> bool {
+    let import = error.downcast_ref::<ImportError>();
+    let export = error.downcast_ref::<ExportError>();
+    let tool = error.downcast_ref::<ToolError>();
+    error.is::<node::BadUsage>()
+        || error.is::<TokenError>()
+        || error.is::<PlaceError>()
+        || error.is::<NoPosition>()
+        || matches!(import, Some(ImportError::Format { .. }))
+        || matches!(export, Some(ExportError::Format { .. }))
+        || matches!(tool, Some(ToolError::SameDirectory { .. }))
 }
 
 /// Whoever read our output went away, as `head` does; nothing is left to say.
@@ -126,7 +141,7 @@ fn run(command: Command) -> anyhow::Result<Verdict> {
             let tail = inspect::tail::Tail {
                 node: options.node,
                 shards: options.shards.map(|shards| shards.indexes().to_vec()),
-                from: options.from.parse().map_err(inspect::tail::TailError::from)?,
+                from: options.from.parse::<Start>()?,
                 position_file: options.position_file,
                 json: options.json || options.listen.is_some(),
             };

@@ -1,6 +1,10 @@
-//! Floor 1: SIGTERM and SIGINT set the stop signal; a second one ends the process at once.
+//! Floor 1: SIGTERM and SIGINT set the stop signal; a second one, a second later or more, ends the process at once.
+//!
+//! One that comes sooner is the first one again: supervisors send it to a group and to the process, and shells to all
+//! that a terminal runs.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -8,6 +12,9 @@ use crate::stop::Stop;
 
 /// Exit code of a process that was told twice.
 const EXIT_FORCED: i32 = 130;
+
+/// Signals that come within this belong to the first one.
+const FIRST_LASTS: Duration = Duration::from_secs(1);
 
 /// Starts the thread that waits for signals. It lives as long as the process.
 pub fn set_on_signals(stop: &Stop) -> io::Result<()> {
@@ -20,19 +27,24 @@ pub fn set_on_signals(stop: &Stop) -> io::Result<()> {
     let stop = stop.clone();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         runtime.block_on(async {
-            let mut told = false;
+            let mut told: Option<Instant> = None;
             loop {
                 let name = tokio::select! {
                     _ = terminate.recv() => "SIGTERM",
                     _ = interrupt.recv() => "SIGINT",
                 };
-                if told {
-                    tracing::warn!(signal = name, "told to stop a second time, exiting at once");
-                    std::process::exit(EXIT_FORCED);
+                match told {
+                    Some(first) if first.elapsed() >= FIRST_LASTS => {
+                        tracing::warn!(signal = name, "told to stop a second time, exiting at once");
+                        std::process::exit(EXIT_FORCED);
+                    }
+                    Some(_) => tracing::info!(signal = name, "stopping already"),
+                    None => {
+                        told = Some(Instant::now());
+                        tracing::info!(signal = name, "stopping");
+                        stop.set();
+                    }
                 }
-                told = true;
-                tracing::info!(signal = name, "stopping");
-                stop.set();
             }
         });
     })?;

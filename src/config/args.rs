@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::durability::Durability;
@@ -19,9 +20,13 @@ use crate::units;
     name = "slotstream",
     version,
     about = "A replicated key/value store for records of bounded size; a follower never falls off.",
-    after_help = "Options of leader and follower can also be set as SLOTSTREAM_<NAME> or, with --config, in a TOML file.\n\
-                  Exit codes: 0 done, 1 failure (or a difference found), 2 bad usage, 101 a panic, 135 a file that cannot be\n\
-                  read or written where it is mapped (disk error, file cut short)."
+    max_term_width = 100,
+    after_help = "Options of leader and follower can also be set as SLOTSTREAM_<NAME> or, with --config, in a TOML file; a \
+                  flag wins over the environment, and that over the file.\n\
+                  A node that is sent SIGTERM or SIGINT ends in order; a second one, a second later or more, ends it at \
+                  once.\n\
+                  Exit codes: 0 done, 1 failure (or a difference found), 2 bad usage, 101 a panic, 130 told to stop twice, \
+                  135 a file that cannot be read or written where it is mapped (disk error, file cut short)."
 )]
 pub struct Cli {
     /// What to do.
@@ -73,54 +78,64 @@ pub enum LogFormat {
     Json,
 }
 
+// Headings of the help of leader and follower, in the order in which they come.
+const STORE: &str = "Store";
+const ADDRESSES: &str = "Addresses";
+const CLIENTS: &str = "Redis clients";
+const DURABILITY: &str = "Durability";
+const REPLICATION: &str = "Replication";
+const BACKUPS: &str = "Backups";
+const LOGS: &str = "Configuration and logs";
+
 /// What leader and follower share.
 #[derive(Debug, Clone, Args)]
 pub struct Common {
-    /// TOML file with any of these options, named as the flags with underscores
-    #[arg(long, env = "SLOTSTREAM_CONFIG", value_name = "FILE")]
-    pub config: Option<PathBuf>,
     /// Directory of the store (required); made if it does not exist
-    #[arg(long, env = "SLOTSTREAM_DATA_DIR", value_name = "DIR")]
+    #[arg(long, help_heading = STORE, env = "SLOTSTREAM_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// Where Redis clients connect
-    #[arg(long, env = "SLOTSTREAM_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:6379", value_parser = value::address)]
+    #[arg(long, help_heading = ADDRESSES, env = "SLOTSTREAM_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:6379", value_parser = value::address)]
     pub listen: SocketAddr,
-    /// Where followers connect, while this node leads [default: 127.0.0.1:8379 for a leader; 127.0.0.1 and a port the kernel picks for a follower]
-    #[arg(long, env = "SLOTSTREAM_REPLICATION_LISTEN", value_name = "ADDR", value_parser = value::address)]
+    /// Where followers connect, now or once this node leads [default: 127.0.0.1:8379; for a follower, where that is taken, a port that the kernel picks]
+    #[arg(long, help_heading = ADDRESSES, env = "SLOTSTREAM_REPLICATION_LISTEN", value_name = "ADDR", value_parser = value::address)]
     pub replication_listen: Option<SocketAddr>,
     /// Where metrics, health and status are served
-    #[arg(long, env = "SLOTSTREAM_HTTP_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9379", value_parser = value::address)]
+    #[arg(long, help_heading = ADDRESSES, env = "SLOTSTREAM_HTTP_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9379", value_parser = value::address)]
     pub http_listen: SocketAddr,
     /// Let --listen be reachable from other machines; there is no password
-    #[arg(long, env = "SLOTSTREAM_ALLOW_REMOTE_CLIENTS", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_name = "BOOL")]
+    #[arg(long, help_heading = ADDRESSES, env = "SLOTSTREAM_ALLOW_REMOTE_CLIENTS", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_name = "BOOL", value_parser = BoolishValueParser::new(), hide_default_value = true)]
     pub allow_remote_clients: bool,
     /// Threads that serve Redis clients [default: all cores but one, at most 8]
-    #[arg(long, env = "SLOTSTREAM_WORKERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, help_heading = CLIENTS, env = "SLOTSTREAM_WORKERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
     /// Redis clients at one time; more are turned away
-    #[arg(long, env = "SLOTSTREAM_MAX_CLIENTS", value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, help_heading = CLIENTS, env = "SLOTSTREAM_MAX_CLIENTS", value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_clients: u32,
+    /// What a power cut may take.
+    #[command(flatten, next_help_heading = DURABILITY)]
+    pub durability: Durability,
+    /// What replication guarantees, and may cost.
+    #[command(flatten, next_help_heading = REPLICATION)]
+    pub replication: Replication,
     /// Time between heartbeats on a silent link
-    #[arg(long, env = "SLOTSTREAM_HEARTBEAT_INTERVAL", value_name = "TIME", default_value = "1s", value_parser = units::parse_duration)]
+    #[arg(long, help_heading = REPLICATION, env = "SLOTSTREAM_HEARTBEAT_INTERVAL", value_name = "TIME", default_value = "1s", value_parser = units::parse_duration)]
     pub heartbeat_interval: Duration,
     /// Silence after which a link is given up; at least twice the heartbeat interval
-    #[arg(long, env = "SLOTSTREAM_DEAD_AFTER", value_name = "TIME", default_value = "5s", value_parser = units::parse_duration)]
+    #[arg(long, help_heading = REPLICATION, env = "SLOTSTREAM_DEAD_AFTER", value_name = "TIME", default_value = "5s", value_parser = units::parse_duration)]
     pub dead_after: Duration,
-    /// What replication guarantees, and may cost.
-    #[command(flatten)]
-    pub replication: Replication,
-    /// What a power cut may take.
-    #[command(flatten)]
-    pub durability: Durability,
     /// Backups that clients ask for.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = BACKUPS)]
     pub saves: Saves,
+    /// TOML file with any of these options, named as the flags with underscores
+    #[arg(long, help_heading = LOGS, env = "SLOTSTREAM_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Least important level logged (off, error, warn, info, debug, trace), also by module: info,slotstream::leader=debug
-    #[arg(long, env = "SLOTSTREAM_LOG_LEVEL", value_name = "LEVEL", default_value = "info", value_parser = value::log_level)]
+    #[arg(long, help_heading = LOGS, env = "SLOTSTREAM_LOG_LEVEL", value_name = "LEVEL", default_value = "info", value_parser = value::log_level)]
     pub log_level: String,
     /// How log lines look
     #[arg(
         long,
+        help_heading = LOGS,
         env = "SLOTSTREAM_LOG_FORMAT",
         value_name = "FORMAT",
         default_value = "auto",
@@ -128,7 +143,7 @@ pub struct Common {
     )]
     pub log_format: LogFormat,
     /// Write the bound addresses to this file, as JSON, once the node serves (for port 0)
-    #[arg(long, env = "SLOTSTREAM_PORTS_FILE", value_name = "FILE")]
+    #[arg(long, help_heading = LOGS, env = "SLOTSTREAM_PORTS_FILE", value_name = "FILE")]
     pub ports_file: Option<PathBuf>,
 }
 
@@ -149,44 +164,44 @@ pub struct Leader {
     /// What a follower has too.
     #[command(flatten)]
     pub common: Common,
-    /// How followers are served.
-    #[command(flatten)]
-    pub lead: Lead,
     /// Shards of a new store, 1 to 1024 [default: 4, or what the directory holds]
-    #[arg(long, env = "SLOTSTREAM_SHARD_COUNT", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, help_heading = STORE, env = "SLOTSTREAM_SHARD_COUNT", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub shard_count: Option<u16>,
     /// Largest key of a new store, 1 to 1024 bytes [default: 64, or what the directory holds]
-    #[arg(long, env = "SLOTSTREAM_KEY_SIZE", value_name = "BYTES", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, help_heading = STORE, env = "SLOTSTREAM_KEY_SIZE", value_name = "BYTES", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub key_size: Option<u16>,
     /// Largest value of a new store, 0 to 65535 bytes [default: 256, or what the directory holds]
-    #[arg(long, env = "SLOTSTREAM_VALUE_SIZE", value_name = "BYTES")]
+    #[arg(long, help_heading = STORE, env = "SLOTSTREAM_VALUE_SIZE", value_name = "BYTES")]
     pub value_size: Option<u16>,
     /// Keys that share so many leading bits share a shard, in a new store; 0 = the whole key chooses [default: 0, or what the directory holds]
-    #[arg(long, env = "SLOTSTREAM_SHARD_PREFIX_BITS", value_name = "BITS")]
+    #[arg(long, help_heading = STORE, env = "SLOTSTREAM_SHARD_PREFIX_BITS", value_name = "BITS")]
     pub shard_prefix_bits: Option<u16>,
     /// Lead from the data of a follower: it takes a new epoch; never while its old leader still runs
-    #[arg(long, env = "SLOTSTREAM_PROMOTE")]
+    #[arg(long, help_heading = STORE, env = "SLOTSTREAM_PROMOTE", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_name = "BOOL", value_parser = BoolishValueParser::new(), hide_default_value = true)]
     pub promote: bool,
+    /// How followers are served.
+    #[command(flatten, next_help_heading = REPLICATION)]
+    pub lead: Lead,
 }
 
 /// `slotstream follower`.
 #[derive(Debug, Clone, Args)]
 pub struct Follower {
+    /// The leader's replication address (required)
+    #[arg(long, help_heading = STORE, env = "SLOTSTREAM_LEADER", value_name = "HOST:PORT", value_parser = value::host_port)]
+    pub leader: Option<String>,
     /// What a leader has too.
     #[command(flatten)]
     pub common: Common,
-    /// How followers are served, should this node lead.
-    #[command(flatten)]
-    pub lead: Lead,
-    /// The leader's replication address (required)
-    #[arg(long, env = "SLOTSTREAM_LEADER", value_name = "HOST:PORT", value_parser = value::host_port)]
-    pub leader: Option<String>,
     /// Shards to replicate, such as 0,2-3 [default: all]
-    #[arg(long, env = "SLOTSTREAM_SHARDS", value_name = "SHARDS")]
+    #[arg(long, help_heading = STORE, env = "SLOTSTREAM_SHARDS", value_name = "SHARDS")]
     pub shards: Option<ShardSet>,
     /// If the leader's store has this id and refuses what this directory holds, or came back empty: throw that away and take the leader's data
-    #[arg(long, env = "SLOTSTREAM_ACCEPT_STORE", value_name = "ID")]
+    #[arg(long, help_heading = STORE, env = "SLOTSTREAM_ACCEPT_STORE", value_name = "ID")]
     pub accept_store: Option<uuid::Uuid>,
+    /// How followers are served, should this node lead.
+    #[command(flatten, next_help_heading = REPLICATION)]
+    pub lead: Lead,
 }
 
 /// `slotstream status`.
@@ -243,10 +258,10 @@ pub struct InspectArgs {
 /// `slotstream verify`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-One directory: checks every record's checksum, and what is derived from the records: index, free slots, counts.
-Two directories: both must belong to one store, such as a leader's and its follower's; they are equal if every
-slot of the shards that both hold has the same bytes. Let the follower catch up before you stop both.
-Damaged slots and differences are listed and make the exit code 1. A node that opens a damaged directory sets
+One directory: checks every record's checksum, and what is derived from the records: index, free slots, counts.\n\
+Two directories: both must belong to one store, such as a leader's and its follower's; they are equal if every \
+slot of the shards that both hold has the same bytes. Let the follower catch up before you stop both.\n\
+Damaged slots and differences are listed and make the exit code 1. A node that opens a damaged directory sets \
 such slots aside: a follower takes them from its leader again, a leader serves the others.")]
 pub struct VerifyArgs {
     /// Data directory of a stopped node
@@ -263,13 +278,13 @@ pub struct VerifyArgs {
 /// `slotstream backup`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Each shard is in the backup exactly as the leader had it at one moment; manifest.json tells its seq. A directory
-without manifest.json is an unfinished backup: the same command begins it again.
-
-s3://BUCKET/PREFIX is object storage that speaks S3 (where built with `--features s3`). The environment says how to reach
-it: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL for others than Amazon,
-AWS_ALLOW_HTTP=true for one without TLS; without a key, the role of the machine is asked for. Wanted are the rights to
-read, list, write and delete there. Two backups at a time want two prefixes.")]
+Each shard is in the backup exactly as the leader had it at one moment; manifest.json tells its seq. A directory \
+without manifest.json is an unfinished backup: the same command begins it again.\n\
+\n\
+s3://BUCKET/PREFIX is object storage that speaks S3 (where built with `--features s3`). The environment says how to \
+reach it: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL for others than \
+Amazon, AWS_ALLOW_HTTP=true for one without TLS; without a key, the role of the machine is asked for. Wanted are the \
+rights to read, list, write and delete there. Two backups at a time want two prefixes.")]
 pub struct BackupArgs {
     /// The leader's replication address (its --replication-listen)
     #[arg(value_name = "HOST:PORT", value_parser = value::host_port)]
@@ -285,8 +300,8 @@ pub struct BackupArgs {
 /// `slotstream restore`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-All checksums are checked. The directory is that of a follower: started with `slotstream follower` it gets from
-its leader only what changed since the backup; `slotstream leader --promote` leads from it, in a new epoch.
+All checksums are checked. The directory is that of a follower: started with `slotstream follower` it gets from \
+its leader only what changed since the backup; `slotstream leader --promote` leads from it, in a new epoch.\n\
 Backups in object storage are read as `slotstream backup --help` says; a chain may lie in several places.")]
 pub struct RestoreArgs {
     /// A full backup, then the incremental ones after it in the order they were taken; directories or s3://BUCKET/PREFIX
@@ -300,12 +315,14 @@ pub struct RestoreArgs {
 /// `slotstream tail`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Each line is the newest state of a slot: SHARD:TERM-SEQ, the slot, set or delete, key, value. Lines of a shard come in
-the order of seqs; what was overwritten before it was read is left out, and no changed slot ever is. A change of a
-slot replaces what the slot held, also another key, whose deletion may be left out: keep keys by shard and slot.
-A reset says that a failover dropped something already printed: forget the shard, all of it comes again.
-It connects again when the node goes away, and goes on where it was.
-With --listen each reader is sent {\"op\":\"begin\",\"position\":...}, then JSON lines; {\"error\":...} says why it is turned away.
+Each line is the newest state of a slot: SHARD:TERM-SEQ, the slot, set or delete, key, value. Lines of a shard \
+come in the order of seqs; what was overwritten before it was read is left out, and no changed slot ever is. A \
+change of a slot replaces what the slot held, also another key, whose deletion may be left out: keep keys by \
+shard and slot.\n\
+A reset says that a failover dropped something already printed: forget the shard, all of it comes again.\n\
+It connects again when the node goes away, and goes on where it was.\n\
+With --listen each reader is sent {\"op\":\"begin\",\"position\":...}, then JSON lines; {\"error\":...} says why \
+it is turned away.\n\
 With --connect, what was not acknowledged comes again: {\"op\":\"begin\",...} says from where.")]
 pub struct TailArgs {
     /// Redis address of the node, a leader or a follower
@@ -353,7 +370,7 @@ pub struct DemoArgs {
 /// `slotstream bench`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-It overwrites the keys bench:0000000000 and up, and leaves them there. A round trip is one pipeline: sent as a
+It overwrites the keys bench:0000000000 and up, and leaves them there. A round trip is one pipeline: sent as a \
 whole, then waited for. The figures are those of this client on this machine, not the most the leader can do.")]
 pub struct BenchArgs {
     /// Redis address of a running leader

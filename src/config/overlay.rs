@@ -57,7 +57,9 @@ fn one_line(message: &str) -> String {
 /// Parses the command line, environment and, where one is named, the configuration file.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, ParseError> {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
-    let command = Cli::command();
+    // A help names the variables; what they hold is long, or empty.
+    let command =
+        Cli::command().mut_subcommands(|command| command.mut_args(|argument| argument.hide_env_values(true)));
     let mut matches = command.clone().try_get_matches_from(&arguments)?;
     let given = matches.subcommand();
     if let Some((name, matches_given)) = given
@@ -128,6 +130,25 @@ fn check(command: &Command) -> Result<(), String> {
     }
 }
 
+/// What a scan or a checkpoint writes at once: a lower rate is a mistake, such as a size without its unit.
+const RATE_MIN: usize = 64 << 10;
+
+/// Bytes a second; zero, where it is allowed, is no limit.
+fn check_rates(common: &Common) -> Result<(), String> {
+    let replication = &common.replication;
+    let rates = [
+        ("scan-rate-max", replication.scan_rate_max, ""),
+        ("scan-rate-busy", Some(replication.scan_rate_busy), ", or 0 for no limit"),
+        ("checkpoint-rate", Some(common.durability.checkpoint_rate), ", or 0 for all at once"),
+    ];
+    for (name, rate, or) in rates {
+        if let Some(rate) = rate.filter(|rate| *rate < RATE_MIN && (*rate > 0 || or.is_empty())) {
+            return Err(format!("--{name} is {rate} bytes a second, wanted at least {RATE_MIN} (64KiB){or}"));
+        }
+    }
+    Ok(())
+}
+
 const SIZE_MIN: usize = 4 << 10;
 const SIZE_MAX: usize = 1 << 30;
 
@@ -167,6 +188,7 @@ fn required(given: bool, name: &str, wanted: &str) -> Result<(), String> {
 fn check_common(common: &Common) -> Result<(), String> {
     required(common.data_dir.is_some(), "data-dir", "DIR")?;
     common.durability.check()?;
+    check_rates(common)?;
     if !common.listen.ip().is_loopback() && !common.allow_remote_clients {
         return Err(format!(
             "--listen {} is reachable from other machines and there is no password; wanted a loopback address, or --allow-remote-clients",
@@ -267,12 +289,96 @@ mod tests {
             ),
             (&["--data-dir", "/x", "--log-level", "nonsense"], "\"nonsense\" is no level; wanted off, error"),
             (&["--data-dir", "/x", "--ring-size", "1"], "--ring-size is 1 bytes"),
+            (&["--data-dir", "/x", "--scan-rate-max", "50"], "--scan-rate-max is 50 bytes a second"),
+            (
+                &["--data-dir", "/x", "--scan-rate-max", "0"],
+                "--scan-rate-max is 0 bytes a second, wanted at least",
+            ),
+            (
+                &["--data-dir", "/x", "--scan-rate-busy", "96"],
+                "wanted at least 65536 (64KiB), or 0 for no limit",
+            ),
+            (&["--data-dir", "/x", "--checkpoint-rate", "64"], "--checkpoint-rate is 64 bytes a second"),
             (&["--data-dir", "/x", "--frobnicate"], "unexpected argument '--frobnicate'"),
             (&["--config", "/does/not/exist.toml"], "/does/not/exist.toml: No such file"),
         ] {
             let error = leader(arguments).expect_err("bad usage");
             assert!(error.contains(wanted), "{arguments:?}: {error}");
             assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    /// A value for an option, by what its help calls it.
+    fn example(argument: &clap::Arg) -> String {
+        if let Some(value) = argument.get_possible_values().first() {
+            return value.get_name().to_owned();
+        }
+        let name = argument.get_value_names().and_then(<[_]>::first).map_or("", |name| name.as_str());
+        match name {
+            "ADDR" => "127.0.0.1:0",
+            "HOST:PORT" => "leader.example:8379",
+            "N" | "BYTES" | "BITS" => "8",
+            "TIME" => "2s",
+            "SIZE" => "128MiB",
+            "DIR" | "FILE" => "/some/where",
+            "SHARDS" => "0,2-3",
+            "LEVEL" => "warn",
+            "ID" => "6a8a8b4e-6d0f-4b58-9d5c-2f3f6a1a2b3c",
+            other => panic!("no example of {other:?} for {argument}"),
+        }
+        .to_owned()
+    }
+
+    /// `promote = true` was once refused: it was the one option that took no value.
+    #[test]
+    fn every_option_of_a_node_can_stand_in_a_file() {
+        let command = Cli::command();
+        for name in ["leader", "follower"] {
+            let role = command.find_subcommand(name).expect("a role");
+            for argument in role.get_arguments() {
+                let id = argument.get_id().as_str();
+                if matches!(id, "help" | "config") {
+                    continue;
+                }
+                let value = example(argument);
+                let is_plain = value == "true" || value.parse::<u64>().is_ok();
+                let value = if is_plain { value } else { format!("\"{value}\"") };
+                let (_directory, path) = file(&format!("{id} = {value}\n"));
+                let words = ["slotstream", name, "--config", &path];
+                let needed = [("data_dir", "--data-dir=/x"), ("leader", "--leader=a:1")];
+                let needed = needed.into_iter().filter(|(needed, _)| {
+                    *needed != id && role.get_arguments().any(|known| known.get_id() == needed)
+                });
+                let words = words.into_iter().chain(needed.map(|(_, flag)| flag)).map(OsString::from);
+                if let Err(error) = parse(words) {
+                    panic!("{name}: {id} = {value}: {error}");
+                }
+            }
+        }
+        let (_directory, path) = file("promote = true\n");
+        assert!(leader(&["--data-dir", "/x", "--config", &path]).is_ok_and(|found| found.promote));
+        assert!(leader(&["--data-dir", "/x", "--promote"]).is_ok_and(|found| found.promote));
+        assert!(leader(&["--data-dir", "/x"]).is_ok_and(|found| !found.promote));
+        let flag_wins = leader(&["--data-dir", "/x", "--config", &path, "--promote=no"]);
+        assert!(flag_wins.is_ok_and(|found| !found.promote));
+    }
+
+    /// As wide as a terminal, and in groups: the options of a node are many.
+    #[test]
+    fn every_help_is_grouped_and_fits_a_terminal() {
+        let mut command = Cli::command();
+        let names: Vec<String> = command.get_subcommands().map(|found| found.get_name().to_owned()).collect();
+        assert!(names.len() > 10, "{names:?}");
+        for name in &names {
+            let found = command.find_subcommand_mut(name).expect("named above");
+            for help in [found.render_help().to_string(), found.render_long_help().to_string()] {
+                let wide = help.lines().find(|line| line.chars().count() > 100);
+                assert_eq!(wide, None, "of {name}");
+            }
+            let options = found.get_arguments().filter(|argument| argument.get_id() != "help");
+            let without = options.filter(|argument| argument.get_help_heading().is_none()).count();
+            let is_node = matches!(name.as_str(), "leader" | "follower");
+            assert!(!is_node || without == 0, "{without} options of {name} stand in no group");
         }
     }
 

@@ -52,10 +52,8 @@ use memory::{LeaderAt, Memory, Remembered};
 use role::{Parts, Running};
 use roles::Director;
 
-/// Where a leader takes followers if nobody says.
-const LEADER_REPLICATION: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8379);
-/// Where a follower would: a port that the kernel picks, so that it does not need one of its leader's.
-const FOLLOWER_REPLICATION: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+/// Where a node takes followers if nobody says.
+const REPLICATION: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8379);
 
 /// The arguments fit no store, whatever the directory may be told to hold.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +66,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// Runs a node that is started as a leader until it is told to stop.
 pub fn lead(options: &config::Leader) -> anyhow::Result<()> {
     let common = &options.common;
-    let base = start_base(common, LEADER_REPLICATION, Role::Leader, None)?;
+    let base = start_base(common, Role::Leader, None)?;
     // With --promote it is another word than without: it overrides what the directory remembers.
     let started_as = if options.promote { "leader --promote" } else { "leader" };
     let memory = Memory::new(&base.data_dir, started_as.to_owned());
@@ -97,7 +95,7 @@ pub fn lead(options: &config::Leader) -> anyhow::Result<()> {
 pub fn follow(options: &config::Follower) -> anyhow::Result<()> {
     let common = &options.common;
     let given = options.leader.clone().context("--leader is required")?;
-    let mut base = start_base(common, FOLLOWER_REPLICATION, Role::Follower, Some(given.clone()))?;
+    let mut base = start_base(common, Role::Follower, Some(given.clone()))?;
     base.accept_store = options.accept_store;
     let memory = Memory::new(&base.data_dir, format!("follower of {given}"));
     let start = Instant::now();
@@ -220,15 +218,12 @@ struct Base {
 }
 
 /// Logging, ports, signals and HTTP.
-fn start_base(
-    common: &Common,
-    replication: SocketAddr,
-    role: Role,
-    leader: Option<String>,
-) -> anyhow::Result<Base> {
-    let replication = listen::bind("replication-listen", common.replication_listen.unwrap_or(replication))?;
+fn start_base(common: &Common, role: Role, leader: Option<String>) -> anyhow::Result<Base> {
     let resp_port = listen::reserve("listen", common.listen)?;
     let http_listener = listen::bind("http-listen", common.http_listen)?;
+    // Last: its default may be what one of the others was told to take.
+    let (replication, moved) =
+        listen::bind_replication(common.replication_listen, REPLICATION, role == Role::Follower)?;
     let addresses = Addresses {
         listen: resp_port.address,
         http_listen: http_listener.local_addr()?,
@@ -239,6 +234,9 @@ fn start_base(
     }
     let bars = MultiProgress::new();
     log::init(&common.log_level, common.log_format, &bars)?;
+    if let Some(moved) = moved {
+        moved.say();
+    }
     limits::raise_descriptors();
     let stop = Stop::new();
     signals::set_on_signals(&stop).context("signals cannot be handled")?;

@@ -369,7 +369,7 @@ fn verify_and_inspect_say_what_they_were_pointed_at() {
     assert_fails(&run(&["inspect", &empty]), 1, &["holds no store", &empty]);
     assert_fails(&run(&["verify", &empty]), 1, &["holds no store", &empty]);
     assert_fails(&run(&["verify", "/does/not/exist"]), 1, &["/does/not/exist"]);
-    assert_fails(&run(&["verify", &empty, &empty]), 1, &["named twice"]);
+    assert_fails(&run(&["verify", &empty, &empty]), 2, &["named twice"]);
     let data = directory.path().join("data");
     let mut node = Node::leader(&data, &["--shard-count", "1"]);
     assert!(node.terminate().0.success());

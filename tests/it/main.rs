@@ -46,3 +46,4 @@ mod switchover;
 mod switchover_steps;
 mod tidy;
 mod unicode;
+mod usage;
