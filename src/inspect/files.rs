@@ -16,6 +16,7 @@ use crate::shard::header::{Role, slots_offset};
 use crate::slot::image::{RECORD_HEADER_SIZE, read_u32};
 use crate::slot::{Geometry, ShardIndex, SlotIndex, SlotView, Status};
 use crate::store::directory::{self, Inspection, file_error};
+use crate::store::host::host;
 use crate::store::{Progress, Term};
 use crate::units;
 
@@ -44,7 +45,7 @@ struct ShardReport {
     /// Last seq at an orderly close; none while open, or after a crash.
     clean_seq: Option<u64>,
     boot_id: uuid::Uuid,
-    device_id: u64,
+    place_id: u64,
     lineage: Vec<Term>,
     role: Role,
     /// A follower's watermark; all zero on a leader.
@@ -103,8 +104,8 @@ fn header(path: &Path) -> Result<Inspection, ToolError> {
 
 fn shard_report(file: PathBuf) -> Result<ShardReport, ToolError> {
     let found = header(&file)?;
-    let host = directory::host(file.parent().unwrap_or(&file));
-    let slots = host.and_then(|host| count(&file, &found, found.state.is_cut_off(host)));
+    let here = host(file.parent().unwrap_or(&file));
+    let slots = here.and_then(|here| count(&file, &found, found.state.is_cut_off(here)));
     let slots = slots.map_err(file_error(&file, "read"))?;
     let (identity, state) = (found.identity, found.state);
     Ok(ShardReport {
@@ -120,7 +121,7 @@ fn shard_report(file: PathBuf) -> Result<ShardReport, ToolError> {
         slots_formatted: state.slots_formatted,
         clean_seq: state.clean_seq.map(|seq| seq.0),
         boot_id: uuid::Uuid::from_bytes(state.boot_id),
-        device_id: state.device_id,
+        place_id: state.place_id,
         role: if state.leads(&found.progress) { Role::Leads } else { Role::Follows },
         lineage: state.lineage,
         progress: found.progress,
@@ -231,7 +232,7 @@ fn print_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
         let terms: Vec<String> =
             shard.lineage.iter().map(|term| format!("{} from seq {}", term.epoch, term.first_seq)).collect();
         writeln!(out, "  epochs: {}", terms.join(", "))?;
-        writeln!(out, "  last opened on boot {}, device {:#x}", shard.boot_id, shard.device_id)?;
+        writeln!(out, "  last opened on boot {}, place {:#x}", shard.boot_id, shard.place_id)?;
         if shard.role == Role::Follows {
             let state =
                 if shard.progress.is_consistent() { "consistent" } else { "inside a scan, not consistent" };

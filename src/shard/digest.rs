@@ -113,8 +113,8 @@ pub enum Doubt {
     /// There is no digest, or it is not of this shard, or of another opening of it, or damaged.
     #[error("the digest is missing, damaged, or not of the shard's last opening")]
     Header,
-    /// The digest was not closed in an orderly way, and not left behind on this machine since its start.
-    #[error("the machine went down, or another one had the shard")]
+    /// The digest was not closed in an orderly way, and not left behind here.
+    #[error("the machine or its file system went down, or the shard was elsewhere")]
     OsCrash,
     /// The digest holds fewer slots than there are.
     #[error("the digest is too short")]

@@ -27,7 +27,7 @@
 //! |      8 |    8 | counter         |                                                    |
 //! |     16 |    8 | seq reserved    | no seq above this was used; 0 = no window is kept  |
 //! |     24 |   16 | boot id         | of the last opener's machine                       |
-//! |     40 |    8 | device id       | device that the last opener found the file on      |
+//! |     40 |    8 | place id        | of where the last opener found the file            |
 //! |     48 |    8 | clean seq       | last seq at an orderly close; all ones = not closed |
 //! |     56 |    2 | lineage length  | terms, 1 to 128                                    |
 //! |     58 |    1 | role            | 1 leads, 2 follows; 0 = leads if its progress is zero |
@@ -190,8 +190,8 @@ pub struct State {
     pub seq_reserved: u64,
     /// The last opener's machine since its start.
     pub boot_id: [u8; 16],
-    /// The device that the last opener found the file on.
-    pub device_id: u64,
+    /// The file system, as it was mounted, and the folder that the last opener found the file in.
+    pub place_id: u64,
     /// Last seq at an orderly close.
     pub clean_seq: Option<Seq>,
     /// Everything up to here survives a power cut.
@@ -362,7 +362,7 @@ impl State {
             put(copy, 4, &self.slots_formatted.to_le_bytes());
             put(copy, 16, &self.seq_reserved.to_le_bytes());
             put(copy, 24, &self.boot_id);
-            put(copy, 40, &self.device_id.to_le_bytes());
+            put(copy, 40, &self.place_id.to_le_bytes());
             put(copy, 48, &self.clean_seq.map_or(NOT_CLOSED, |seq| seq.0).to_le_bytes());
             let lineage_len = u16::try_from(self.lineage.len()).expect("asserted above");
             put(copy, 56, &lineage_len.to_le_bytes());
@@ -414,7 +414,7 @@ impl State {
             slots_durable: read_u32(copy, 60),
             seq_reserved: read_u64(copy, 16),
             boot_id,
-            device_id: read_u64(copy, 40),
+            place_id: read_u64(copy, 40),
             clean_seq: (clean_seq != NOT_CLOSED).then_some(Seq(clean_seq)),
             durable_seq: Seq(read_u64(copy, 64)),
             session: read_u64(copy, 72),

@@ -13,7 +13,7 @@ use crate::slot::Record;
 
 const GEOMETRY: Geometry =
     Geometry { shard_count: 1, key_size_max: 8, value_size_max: 1000, shard_prefix_bits: 0 };
-const HOST: Host = Host { boot_id: [0xB0; 16], device_id: 0x1234 };
+const HOST: Host = Host { boot_id: [0xB0; 16], place_id: 0x1234 };
 const IDENTITY: Identity =
     Identity { store_id: Uuid::from_u128(7), shard: ShardIndex(0), geometry: GEOMETRY };
 
@@ -257,7 +257,7 @@ fn a_digest_of_other_slots_is_not_believed() {
         assert_eq!(doubt(slots, digest, HOST), Some(Doubt::Header));
     }
     assert_eq!(doubt(&later, &later, Host { boot_id: [1; 16], ..HOST }), Some(Doubt::OsCrash));
-    assert_eq!(doubt(&later, &later, Host { device_id: 1, ..HOST }), Some(Doubt::OsCrash));
+    assert_eq!(doubt(&later, &later, Host { place_id: 1, ..HOST }), Some(Doubt::OsCrash));
     // Another store's, another shard's, other sizes'.
     for identity in [
         Identity { store_id: Uuid::from_u128(8), ..IDENTITY },

@@ -12,7 +12,7 @@ use crate::region::Region;
 /// Slots that lie across pages.
 const GEOMETRY: Geometry =
     Geometry { shard_count: 1, key_size_max: 8, value_size_max: 3_000, shard_prefix_bits: 0 };
-const HOST: Host = Host { boot_id: [0xB0; 16], device_id: 0x1234 };
+const HOST: Host = Host { boot_id: [0xB0; 16], place_id: 0x1234 };
 const RESTARTED: Host = Host { boot_id: [0xB1; 16], ..HOST };
 const IDENTITY: Identity =
     Identity { store_id: Uuid::from_u128(7), shard: ShardIndex(0), geometry: GEOMETRY };

@@ -20,13 +20,13 @@ use super::{PAGE_SIZE, REDO_OFFSET, Shard};
 /// Damage is kept slot by slot up to here; beyond, the file as a whole is refused.
 pub(super) const DAMAGED_LEN_MAX: usize = 10_000;
 
-/// The machine and device that a store is opened on.
+/// Where a store is opened: in the same place the kernel has in memory what the last opener wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Host {
     /// The machine since its start.
     pub boot_id: [u8; 16],
-    /// The device that holds its files.
-    pub device_id: u64,
+    /// The file system that holds its files, as it was mounted, and their folder.
+    pub place_id: u64,
 }
 
 /// How the last process that had the shard open ended.
@@ -59,9 +59,9 @@ impl Files {
 }
 
 impl State {
-    /// Whether this machine, since its start, was the last opener.
+    /// Whether the last opener was here.
     fn is_of(&self, host: Host) -> bool {
-        (self.boot_id, self.device_id) == (host.boot_id, host.device_id)
+        (self.boot_id, self.place_id) == (host.boot_id, host.place_id)
     }
 
     /// Whether the last opener's machine went down while it had the shard open.
@@ -115,7 +115,7 @@ impl Shard {
             slots_durable: count,
             seq_reserved: 0,
             boot_id: host.boot_id,
-            device_id: host.device_id,
+            place_id: host.place_id,
             clean_seq: Some(Seq::ZERO),
             durable_seq: Seq::ZERO,
             session: 0,
@@ -281,7 +281,7 @@ impl Shard {
         self.derived.digest.begin(session, &self.slots.identity);
         self.state.session = session;
         self.state.boot_id = host.boot_id;
-        self.state.device_id = host.device_id;
+        self.state.place_id = host.place_id;
         self.state.clean_seq = None;
         self.write_state();
     }

@@ -175,7 +175,7 @@ impl Healing {
             slots_durable: slots_formatted,
             seq_reserved: 0,
             boot_id: [0; 16],
-            device_id: 0,
+            place_id: 0,
             clean_seq: None,
             durable_seq: Seq::ZERO,
             session: 0,

@@ -17,7 +17,7 @@ const GOLDEN_WITHOUT_MARK: &str = include_str!("../../tests/data/shard_v2_role.h
 const GOLDEN_WITHOUT_ROLE: &str = include_str!("../../tests/data/shard_v2.hex");
 const GEOMETRY: Geometry =
     Geometry { shard_count: 4, key_size_max: 16, value_size_max: 40, shard_prefix_bits: 0 };
-const HOST: Host = Host { boot_id: [0xB0; 16], device_id: 0x1234 };
+const HOST: Host = Host { boot_id: [0xB0; 16], place_id: 0x1234 };
 
 /// A key that belongs to shard 2.
 fn key(number: u32) -> Vec<u8> {
@@ -118,7 +118,7 @@ fn the_golden_files_open() {
         let mut shard = open_golden(lines);
         assert!(!shard.leads(), "it has followed");
         assert_eq!(shard.take_over(HOST, 0xA1, false).unwrap(), recover::Ending::Clean);
-        let other = Host { device_id: 1, ..HOST };
+        let other = Host { place_id: 1, ..HOST };
         assert_eq!(shard.take_over(other, 0xA2, false).unwrap(), recover::Ending::OsCrash);
         assert_eq!((shard.seq(), shard.epoch()), (Seq(7), 3));
         assert_eq!(shard.counts(), Counts { occupied: 2, deleted: 1, expiring: 1 });

@@ -4,13 +4,11 @@
 //! A new store is built in `shards.new` and renamed into place, so that a directory holds a whole
 //! store or none. Every file is allocated before it is used.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::shard::header::{HEADER_PAGE_SIZE, HeaderError, Identity, Progress, State};
-use crate::shard::recover::Host;
 use crate::slot::ShardIndex;
 
 /// A file or directory that cannot be used.
@@ -81,16 +79,6 @@ pub fn lock(directory: &Path) -> io::Result<Result<File, String>> {
         Err(error) if !crate::wal::disk::is_full(&error) => Err(error),
         _ => Ok(Ok(file)),
     }
-}
-
-/// This machine's boot, and the device that the directory lies on. Not its mount: a service manager or a
-/// container gives a process a mount namespace of its own at every start, over the same page cache; and an
-/// unmount writes everything back.
-pub fn host(directory: &Path) -> io::Result<Host> {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-    let boot_id = uuid::Uuid::parse_str(text.trim()).map_err(io::Error::other)?;
-    let device_id = fs::metadata(directory)?.dev();
-    Ok(Host { boot_id: boot_id.into_bytes(), device_id })
 }
 
 /// Makes a directory's entries durable.

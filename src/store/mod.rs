@@ -16,6 +16,7 @@ mod digest_file;
 pub mod directory;
 pub mod feed;
 pub mod history;
+pub(crate) mod host;
 pub mod log;
 mod memory;
 pub mod open;

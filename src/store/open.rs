@@ -19,6 +19,7 @@ use crate::shard::header::{HeaderError, Identity, slots_offset};
 use crate::shard::recover::{Ending, Files, Host, RecoverError};
 use crate::slot::{Geometry, GeometryError, ShardIndex};
 
+use super::host::host;
 use super::log::Durability;
 use super::open_log::{Simulated, discard_log, open_log};
 use super::recovery::ReplayError;
@@ -208,17 +209,16 @@ impl Store {
             Ok(file) => file,
             Err(owner) => return Err(OpenError::InUse { path: path.into(), owner }),
         };
-        let host = directory::host(path).map_err(io_error(path, "identify the mount"))?;
         let is_new = !directory::shards_path(path).exists();
         if is_new {
             discard_log(path)?;
             match options.geometry.filter(|_| options.create) {
-                Some(geometry) => {
-                    create(path, geometry, options.store_id.unwrap_or_else(Uuid::new_v4), host)?
-                }
+                Some(geometry) => create(path, geometry, options.store_id.unwrap_or_else(Uuid::new_v4))?,
                 None => return Err(OpenError::Missing { path: path.into() }),
             }
         }
+        let shards_path = directory::shards_path(path);
+        let host = host(&shards_path).map_err(io_error(&shards_path, "identify the file system"))?;
         let first = inspect_first(path)?;
         check_wanted(path, &options, &first)?;
         let log = open_log(path, is_new, first, host, &options)?;
@@ -292,13 +292,13 @@ pub(super) struct Assembly {
 }
 
 /// Makes all shards beside their final place, and then moves them there at once.
-fn create(path: &Path, geometry: Geometry, store_id: Uuid, host: Host) -> Result<(), OpenError> {
+fn create(path: &Path, geometry: Geometry, store_id: Uuid) -> Result<(), OpenError> {
     let new = directory::new_shards_path(path);
     if new.exists() {
         // A creation that was cut off: nothing in it was ever in use.
         fs::remove_dir_all(&new).map_err(io_error(&new, "remove an unfinished store"))?;
     }
-    let made = create_shards(&new, geometry, store_id, host);
+    let made = create_shards(&new, geometry, store_id);
     if made.is_err() {
         // Give the space back; the first error is the one to report.
         drop(fs::remove_dir_all(&new));
@@ -308,7 +308,7 @@ fn create(path: &Path, geometry: Geometry, store_id: Uuid, host: Host) -> Result
     directory::sync(path).map_err(io_error(path, "sync the directory"))
 }
 
-fn create_shards(new: &Path, geometry: Geometry, store_id: Uuid, host: Host) -> Result<(), OpenError> {
+fn create_shards(new: &Path, geometry: Geometry, store_id: Uuid) -> Result<(), OpenError> {
     fs::create_dir(new).map_err(io_error(new, "create the directory"))?;
     for shard in (0..geometry.shard_count).map(ShardIndex) {
         let path = new.join(directory::shard_file(shard));
@@ -316,7 +316,8 @@ fn create_shards(new: &Path, geometry: Geometry, store_id: Uuid, host: Host) -> 
         let file = create_file(&path, size).map_err(io_error(&path, "allocate the file"))?;
         let region = Region::map(file, size, size).map_err(io_error(&path, "map the file"))?;
         let identity = Identity { store_id, shard, geometry };
-        let shard = Shard::create(region, identity, host).map_err(io_error(&path, "make the shard"))?;
+        let shard =
+            Shard::create(region, identity, Host::default()).map_err(io_error(&path, "make the shard"))?;
         shard.into_region().sync().map_err(io_error(&path, "sync the file"))?;
     }
     directory::sync(new).map_err(io_error(new, "sync the directory"))

@@ -79,7 +79,7 @@ impl Store {
     ) -> Result<Self, OpenError> {
         let store_id = options.store_id.unwrap_or_else(Uuid::new_v4);
         let identity = Identity { store_id, shard: ShardIndex(0), geometry };
-        let host = Host { boot_id: [simulated.boot; 16], device_id: 1 };
+        let host = Host { boot_id: [simulated.boot; 16], place_id: 1 };
         let path = Path::new("memory");
         let reserved =
             (slots_offset(&geometry) + slots as usize * geometry.slot_stride()).next_multiple_of(4096);

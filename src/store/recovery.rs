@@ -52,7 +52,7 @@ pub(super) struct Left {
 
 impl Left {
     pub(super) fn new(state: &crate::shard::header::State, host: Host) -> Self {
-        let is_same_host = (state.boot_id, state.device_id) == (host.boot_id, host.device_id);
+        let is_same_host = (state.boot_id, state.place_id) == (host.boot_id, host.place_id);
         Self { is_closed: state.clean_seq.is_some(), is_same_host }
     }
 }

@@ -177,7 +177,7 @@ fn full_disk(level: &str, writers: usize) {
 }
 
 /// Runs python3, which has the one system call that no package wraps; false (said loudly) without it.
-fn shut_down(mount: &Path) -> bool {
+pub(crate) fn shut_down(mount: &Path) -> bool {
     // EXT4_IOC_SHUTDOWN, without a flush of the journal.
     let program = "import fcntl,os,struct,sys; fd=os.open(sys.argv[1],os.O_RDONLY); \
                    fcntl.ioctl(fd,0x8004587d,struct.pack('I',2))";

@@ -29,6 +29,7 @@ mod network;
 mod orders;
 mod regain;
 mod regain_broken;
+mod remount;
 mod resp_clients;
 mod resp_commands;
 mod resp_differential;

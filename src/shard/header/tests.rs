@@ -15,7 +15,7 @@ fn state(slots_formatted: u32) -> State {
         slots_durable: slots_formatted / 2,
         seq_reserved: 0,
         boot_id: [9; 16],
-        device_id: 5,
+        place_id: 5,
         clean_seq: None,
         durable_seq: Seq(50),
         session: 0x5E,
