@@ -27,6 +27,7 @@ mod levels;
 mod load;
 mod network;
 mod orders;
+mod power_cuts;
 mod regain;
 mod regain_broken;
 mod remount;

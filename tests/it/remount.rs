@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::durability::shut_down;
+use crate::power_cuts::{WrittenBack, shut_down};
 use crate::harness::{Node, PATIENCE, Reply, command, run_command, stdout, wait_until};
 
 const SIZES: &[&str] = &["--shard-count", "2", "--key-size", "16", "--value-size", "64"];
@@ -129,7 +129,7 @@ fn a_file_system_that_went_down_and_came_back_on_its_device_is_taken_for_a_power
     let mut client = leader.client();
     assert_eq!(client.call(&["SET", "last", "one"]).text(), "OK");
     wait_until("all is durable", PATIENCE, || client.call(&["WAITAOF", "1", "0", "1000"]) == all);
-    if !shut_down(&disk.mount) {
+    if !shut_down(&disk.mount, WrittenBack::Nothing) {
         return;
     }
     leader.kill();
