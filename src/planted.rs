@@ -78,6 +78,8 @@ pub enum Bug {
     TornFrameAccepted,
     /// After a failed sync of the log another one is tried.
     RetryAfterFailedSync,
+    /// What a killed process left of a header is not made durable before the other copy is written.
+    KilledHeaderNotSynced,
     /// That a shard follows is left to the system's write-back.
     RoleNotSynced,
     /// So is the lineage of a new leader, with its epoch.

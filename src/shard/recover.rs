@@ -238,6 +238,7 @@ impl Shard {
         match ending {
             Ending::Clean => {}
             // A kill may have left a copy of the header that is not durable yet; the other one is about to be written.
+            Ending::ProcessCrash if is_planted(Bug::KilledHeaderNotSynced) => {}
             Ending::ProcessCrash => self.sync_header()?,
             // Slots that were made again; from here on what there is counts as durable.
             Ending::OsCrash => self.sync()?,

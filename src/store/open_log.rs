@@ -92,9 +92,14 @@ impl Store {
             made.map_err(io_error(path, "make a shard"))?;
         }
         let mut ground = SimulatedGround { simulated: &simulated, host, reserved };
-        let log = Log::open(Arc::clone(&simulated.disk), log_options(store_id, &options));
         let failed = |error: LogError| OpenError::Log { path: path.into(), error: error.into() };
-        let log = recover(&mut ground, identity, log.map_err(failed)?)?;
+        let is_wanted = options.durability != Durability::None;
+        let old = simulated.disk.files().map_err(io_error(path, "find the log"))?;
+        let mut log = None;
+        if is_wanted || !old.is_empty() {
+            let opened = Log::open(Arc::clone(&simulated.disk), log_options(store_id, &options));
+            log = Some(recover(&mut ground, identity, opened.map_err(failed)?)?).filter(|_| is_wanted);
+        }
         let open = |shard| {
             let bytes = simulated.shards.load(shard).unwrap_or_default();
             let region = simulated_region(&simulated, shard, &bytes, reserved);
@@ -112,7 +117,6 @@ impl Store {
             reports: Reports::Memory(Mutex::default()),
         };
         let store = Self::assemble(identity, shards, assembly).map_err(io_error(path, "sync the header"))?;
-        let log = (options.durability != Durability::None).then_some(log);
         store.with_log(log, &options, path)
     }
 

@@ -119,6 +119,11 @@ fn growth_is_taken_to_be_on_the_disk() {
 }
 
 #[test]
+fn header_of_a_killed_process_is_not_synced() {
+    assert_found_by(Bug::KilledHeaderNotSynced, headers::all_kills);
+}
+
+#[test]
 fn change_is_in_its_slot_before_the_sync_of_its_record() {
     assert_found_by(Bug::LandedBeforeSync, power::all_lives_log_first);
 }

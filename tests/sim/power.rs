@@ -30,7 +30,7 @@ const VALUE_SIZE_MAX: u16 = 4_500;
 const SLOTS: u32 = 42;
 const SEEDS: u64 = 6;
 /// Without a log there are few calls, and it is chance alone that tells one life from the next.
-const SEEDS_WITHOUT_LOG: u64 = 12;
+const SEEDS_WITHOUT_LOG: u64 = 60;
 const STEPS: usize = 55;
 const PAGE_SIZE: usize = 4096;
 const HEADER_PAGE_SIZE: usize = 2 * PAGE_SIZE;
