@@ -73,6 +73,9 @@ pub(crate) fn end_regain(leader: &Node, shards: usize) {
     wait_until("the leader is ready", PATIENCE, || leader.get("/readyz").0 == 200);
 }
 
+/// With a log the first sync of a shard's file would be what its replay has put back.
+pub(crate) const UNLOGGED: &[&str] = &["--durability", "none"];
+
 /// A leader on `directory` whose first sync of a shard's file fails; `None` where nothing may be traced.
 pub(crate) fn with_failing_sync(directory: &Path, arguments: &[&str], ports_file: &Path) -> Option<Command> {
     let probe = Command::new("strace").args(["-e", "trace=none", "true"]).output();
@@ -92,8 +95,8 @@ pub(crate) fn with_failing_sync(directory: &Path, arguments: &[&str], ports_file
 }
 
 /// A store whose machine has started again since; with some records.
-fn crashed(directory: &Path) {
-    let mut leader = Node::leader(directory, SIZES);
+fn crashed(directory: &Path, level: &[&str]) {
+    let mut leader = Node::leader(directory, &[SIZES, level].concat());
     set(&leader, 0..100, "old");
     leader.kill();
     forget_boot(directory);
@@ -103,7 +106,7 @@ fn crashed(directory: &Path) {
 fn a_leader_takes_no_writes_while_it_waits_and_says_so() {
     let root = tempfile::tempdir().expect("temp dir");
     let directory = root.path().join("a");
-    crashed(&directory);
+    crashed(&directory, &[]);
     let mut leader = Node::leader(&directory, &[SIZES, &["--recover-from-followers", "60m"]].concat());
     let reply = leader.client().call(&["SET", "key-1", "too early"]).text();
     assert!(reply.starts_with("LOADING"), "{reply}");
@@ -125,8 +128,8 @@ fn a_leader_takes_no_writes_while_it_waits_and_says_so() {
 fn a_failed_sync_at_the_end_of_the_wait_ends_the_process() {
     let root = tempfile::tempdir().expect("temp dir");
     let directory = root.path().join("a");
-    crashed(&directory);
-    let arguments = [SIZES, &["--recover-from-followers", "1s"]].concat();
+    crashed(&directory, UNLOGGED);
+    let arguments = [SIZES, UNLOGGED, &["--recover-from-followers", "1s"]].concat();
     let Some(mut traced) = with_failing_sync(&directory, &arguments, &root.path().join("ports")) else {
         return;
     };
@@ -138,6 +141,6 @@ fn a_failed_sync_at_the_end_of_the_wait_ends_the_process() {
         "{log}"
     );
     // Nothing says that the shards were whole: the next start asks again.
-    let leader = Node::leader(&directory, &[SIZES, &["--recover-from-followers", "60m"]].concat());
+    let leader = Node::leader(&directory, &[SIZES, UNLOGGED, &["--recover-from-followers", "60m"]].concat());
     assert_eq!(leader.metric("slotstream_regaining"), 1.0, "{log}");
 }

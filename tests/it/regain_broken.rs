@@ -9,7 +9,7 @@ use crate::harness::{
     Client, Node, PATIENCE, Ports, assert_equal, run_command, stderr, wait_in_sync, wait_until,
 };
 use crate::network::relay::{Cut, Relay, Which};
-use crate::regain::{end_regain, forget_boot, with_failing_sync};
+use crate::regain::{UNLOGGED, end_regain, forget_boot, with_failing_sync};
 use crate::rewind::copy_directory;
 use crate::roles_at_run_time::{SIZES, set};
 
@@ -122,7 +122,7 @@ fn a_leader_killed_while_it_gets_back_what_it_lost_asks_again() {
 fn a_leader_told_to_follow_while_it_waits_ends_if_a_sync_fails() {
     let root = tempfile::tempdir().expect("temp dir");
     let [a, b] = ["a", "b"].map(|name| root.path().join(name));
-    let arguments = [SIZES, PATIENT].concat();
+    let arguments = [SIZES, PATIENT, UNLOGGED].concat();
     let mut old = Node::leader(&a, &arguments);
     let mut new = Node::follower(&b, &old, &[]);
     set(&old, 0..100, "precious");
