@@ -111,21 +111,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_is_a_directory_or_a_bucket() {
+    fn a_text_is_a_directory_or_is_refused() {
         let parse = |text: &str| Place::parse(Path::new(text));
         assert_eq!(parse("/b"), Ok(Place::from(Path::new("/b"))));
         assert_eq!(parse(""), Err(PlaceError::Empty));
-        let found = parse("s3://bucket/prefix");
         assert!(Place::check_local(Path::new("s3://bucket/prefix")).is_err());
         assert_eq!(Place::check_local(Path::new("s3")), Ok(()));
-        if cfg!(feature = "s3") {
-            assert_eq!(found.expect("a place").to_string(), "s3://bucket/prefix");
-            for bad in ["s3://", "s3:///prefix", "s3://bucket//", "s3://bucket/a//b", "s3://bucket/../b"] {
-                let error = parse(bad).expect_err(bad);
-                assert!(matches!(error, PlaceError::Bucket { .. }), "{error}");
-            }
-        } else {
-            let error = found.expect_err("it is not built in").to_string();
+        if !cfg!(feature = "s3") {
+            let error = parse("s3://bucket/prefix").expect_err("it is not built in").to_string();
             assert!(error.contains("--features s3"), "{error}");
         }
     }

@@ -57,7 +57,7 @@ pub(super) struct Source {
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
     /// Somebody else's files are there.
-    #[error("{path}: holds {found:?}; a backup wants a place of its own")]
+    #[error("{path}: holds {found:?}; a backup wants a directory of its own")]
     NotEmpty {
         /// The place.
         path: PathBuf,

@@ -62,28 +62,3 @@ fn between<'a>(text: &'a str, before: &str, behind: &str) -> Option<&'a str> {
     let found = rest.split_once(behind).map_or(rest, |(found, _)| found).trim();
     (!found.is_empty()).then_some(found)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn not_found(text: &str) -> Error {
-        Error::NotFound { path: "p".to_owned(), source: text.to_owned().into() }
-    }
-
-    #[test]
-    fn the_servers_own_words_are_told() {
-        let text = "Error performing GET http://h/b in 3ms - Server returned non-2xx status code: 404 Not Found: \
-                    <Error><Code>NoSuchBucket</Code><Message>The specified bucket does not exist</Message></Error>";
-        let error = not_found(text);
-        assert!(!is_missing_object(&error));
-        let said = sentence(&error);
-        assert_eq!(
-            said,
-            "the server answers 404 Not Found, NoSuchBucket: The specified bucket does not exist"
-        );
-        let error = not_found("Server returned non-2xx status code: 404 Not Found: ");
-        assert!(is_missing_object(&error));
-        assert_eq!(sentence(&error), "the server answers 404 Not Found");
-    }
-}

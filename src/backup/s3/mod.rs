@@ -251,16 +251,3 @@ fn same_contents(found: &Option<String>, wanted: &Option<String>) -> bool {
     let bare = |name: &String| name.trim_matches('"').to_owned();
     found.as_ref().map(bare) == wanted.as_ref().map(bare) || found.is_none() || wanted.is_none()
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_contents_are_compared_without_their_quotes() {
-        let name = |text: &str| Some(text.to_owned());
-        assert!(same_contents(&name("\"a\""), &name("a")));
-        assert!(!same_contents(&name("\"a\""), &name("b")));
-        assert!(same_contents(&None, &name("a")));
-    }
-}
