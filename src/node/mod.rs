@@ -219,6 +219,7 @@ struct Base {
 
 /// Logging, ports, signals and HTTP.
 fn start_base(common: &Common, role: Role, leader: Option<String>) -> anyhow::Result<Base> {
+    saves::check(&common.saves)?;
     let resp_port = listen::reserve("listen", common.listen)?;
     let http_listener = listen::bind("http-listen", common.http_listen)?;
     // Last: its default may be what one of the others was told to take.

@@ -13,6 +13,8 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use anyhow::Context as _;
+use rustix::fs::{Access, access};
 use uuid::Uuid;
 
 use crate::backup::manifest::MANIFEST_FILE;
@@ -37,6 +39,18 @@ enum SaveError {
     Manifest(#[from] ManifestError),
     #[error(transparent)]
     File(#[from] FileError),
+}
+
+/// Makes the directory for backups, and looks whether it can be written to: better now than when the first backup is
+/// asked for.
+pub(super) fn check(options: &config::Saves) -> anyhow::Result<()> {
+    let Some(directory) = &options.backup_directory else { return Ok(()) };
+    Place::check_local(directory).context("--backup-directory")?;
+    let tried = fs::create_dir_all(directory).map_err(file_error(directory, "create it")).and_then(|()| {
+        let rights = Access::WRITE_OK | Access::EXEC_OK;
+        access(directory, rights).map_err(io::Error::from).map_err(file_error(directory, "write to it"))
+    });
+    tried.context("--backup-directory")
 }
 
 /// Starts the thread, where the options name a directory; it ends with the stop signal.

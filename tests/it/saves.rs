@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::disk::{Kind, Mount};
 use crate::harness::{
-    Client, Node, PATIENCE, Reply, assert_equal, command, encode, poll, run_command, stderr, wait_in_sync,
-    wait_until,
+    ANY_PORTS, Client, Node, PATIENCE, Reply, assert_equal, command, encode, poll, run_command, stderr,
+    wait_in_sync, wait_until,
 };
 
 const SIZES: [&str; 6] = ["--shard-count", "2", "--key-size", "16", "--value-size", "64"];
@@ -197,4 +197,23 @@ fn a_node_without_a_place_and_a_follower_say_so() {
     assert_eq!(client.call(&["SAVE"]).text(), "QUEUED");
     let Reply::Array(replies) = client.call(&["EXEC"]) else { panic!("no replies") };
     assert!(replies[0].text().contains("use BGSAVE"), "{replies:?}");
+}
+
+#[test]
+fn a_backup_directory_that_cannot_be_used_is_refused_at_start() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let at = |name: &str| directory.path().join(name);
+    std::fs::write(at("file"), "x").expect("writes");
+    let start = |backups: &Path| {
+        let mut command = command(&["leader", "--data-dir"]);
+        command.arg(at("leader")).args(SIZES).args(ANY_PORTS).arg("--backup-directory").arg(backups);
+        run_command(&mut command, PATIENCE)
+    };
+    let refused = start(&at("file").join("backups"));
+    assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("--backup-directory: "), "{}", stderr(&refused));
+    let refused = start(Path::new("s3://bucket/backups"));
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("wanted a directory of this machine"), "{}", stderr(&refused));
+    assert!(!at("leader").exists(), "a store was made all the same");
 }
