@@ -178,6 +178,17 @@ impl Region {
         Ok(())
     }
 
+    /// Begins to read a part of a file that will be wanted. Only advice: who touches it waits for what is not there.
+    pub fn read_ahead(&self, offset: usize, len: usize) {
+        // No more than this is read for one asking.
+        const STEP: usize = 128 << 10;
+        let Backing::File { map, .. } = &self.memory.backing else { return };
+        let end = offset.saturating_add(len).min(self.len);
+        for step in (offset..end).step_by(STEP) {
+            drop(map.advise_range(Advice::WillNeed, step, STEP.min(end - step)));
+        }
+    }
+
     /// Makes what was written durable.
     pub fn sync(&self) -> io::Result<()> {
         match &self.memory.backing {

@@ -18,6 +18,8 @@ use super::{BLOCK_SLOTS, Counts};
 // Words entered together, some blocks' and never more than a chunk's rest: their buckets are on their way from
 // memory meanwhile.
 const BATCH: u32 = 8 * BLOCK_SLOTS;
+/// After a power cut nothing of a file is in memory: so many slots are asked for while those before are looked at.
+const READ_SLOTS: u32 = 4096;
 
 #[derive(Debug)]
 pub(super) struct Derived {
@@ -52,6 +54,9 @@ impl Derived {
         self.digest.reset(count)?;
         let mut words = [Word::FREE; BATCH as usize];
         for first in (0..count).step_by(BATCH as usize) {
+            if first % READ_SLOTS == 0 {
+                slots.read_ahead(SlotIndex(first), 2 * READ_SLOTS);
+            }
             let len = BATCH.min(count - first) as usize;
             for (slot, word) in (first..count).map(SlotIndex).zip(&mut words) {
                 let mut summary = if slot.0 % BLOCK_SLOTS == 0 { 0 } else { self.digest.block(slot) };
@@ -66,8 +71,8 @@ impl Derived {
                 self.digest.set_block(slot, summary);
             }
             self.enter(slots, SlotIndex(first), &words[..len])?;
-            if first % 4096 == 0 {
-                visited((count - first).min(4096));
+            if first % READ_SLOTS == 0 {
+                visited((count - first).min(READ_SLOTS));
             }
         }
         Ok(())

@@ -206,6 +206,23 @@ fn every_flipped_bit_of_a_closed_digest_is_found() {
     }
 }
 
+#[test]
+#[cfg_attr(miri, ignore = "opens thousands of shards")]
+fn a_closed_digest_with_any_byte_changed_is_good_or_thrown_away() {
+    let mut shard = shard();
+    shard.close().unwrap();
+    let good = bytes_of(&shard);
+    let wanted = images(&resume(&good, HOST));
+    let unused = digest::HEADER_SIZE..PAGE_SIZE;
+    for byte in 0..good[1].len() {
+        let mut bytes = good.clone();
+        bytes[1][byte] ^= 1 << (byte % 8);
+        let found = resume(&bytes, HOST);
+        assert_eq!(found.doubt().is_none(), unused.contains(&byte), "byte {byte}: {:?}", found.doubt());
+        assert!(images(&found) == wanted, "byte {byte}");
+    }
+}
+
 /// While a shard is in use its digest has no checksum: what goes wrong with it meanwhile is found by an audit.
 #[test]
 #[cfg_attr(miri, ignore = "opens thousands of shards")]

@@ -23,7 +23,7 @@
 use std::path::Path;
 
 use crate::planted::{Bug, is_planted};
-use crate::region::Region;
+use crate::region::{Region, prefetch};
 use crate::slot::image::{free_images, read_u16, read_u32, read_u64};
 use crate::slot::{Record, Seq, SlotIndex, SlotView};
 
@@ -204,6 +204,21 @@ impl Healing {
             let image = free_images(self.identity.shard)(slot);
             let offset = self.offset(slot);
             self.region.bytes_mut(offset, image.len()).copy_from_slice(&image);
+        }
+    }
+
+    /// Begins to read all of it: a replay goes here and there, and a disk takes long for each of its pages.
+    pub fn read_ahead(&self) {
+        self.region.read_ahead(0, self.region.len());
+    }
+
+    /// Starts loading what a record will be compared with.
+    #[inline]
+    pub fn prefetch(&self, slot: SlotIndex) {
+        if slot.0 < self.state.slots_formatted {
+            let address = self.region.address(self.offset(slot));
+            prefetch(address);
+            prefetch(address + self.identity.geometry.slot_stride().min(128) - 1);
         }
     }
 

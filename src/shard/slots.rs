@@ -64,6 +64,11 @@ impl Slots {
         self.peek(slot).map(|view| view.seq())
     }
 
+    /// Begins to read slots from the disk.
+    pub(super) fn read_ahead(&self, first: SlotIndex, count: u32) {
+        self.region.read_ahead(self.offset(first), count as usize * self.stride);
+    }
+
     /// Starts loading a slot: all of its lines at once, as the header's arrival would otherwise start the
     /// next load.
     #[inline]

@@ -22,6 +22,7 @@ mod memory;
 pub mod open;
 mod open_log;
 mod pace;
+mod parallel;
 pub mod pending;
 pub mod position;
 pub mod records;

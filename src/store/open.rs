@@ -5,8 +5,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use uuid::Uuid;
@@ -22,6 +20,7 @@ use crate::slot::{Geometry, GeometryError, ShardIndex};
 use super::host::host;
 use super::log::Durability;
 use super::open_log::{Simulated, discard_log, open_log};
+use super::parallel::{each, threads};
 use super::recovery::ReplayError;
 use super::report::Reports;
 use super::{Cell, Store, digest_file, directory};
@@ -357,50 +356,17 @@ fn check_wanted(path: &Path, options: &Options, found: &Identity) -> Result<(), 
 /// Opens all shards, on as many threads as there are processors, with a log line each second.
 fn open_shards(path: &Path, first: Identity, host: Host, options: &Options) -> Result<Vec<Shard>, OpenError> {
     let shard_count = first.geometry.shard_count;
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(usize::from(shard_count));
-    let (visited, next) = (AtomicU64::new(0), AtomicU64::new(0));
-    let waiting = thread::current();
-    let mut opened = thread::scope(|scope| {
-        let work = || {
-            let mut opened = Vec::new();
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some(shard) =
-                    u16::try_from(index).ok().filter(|index| *index < shard_count).map(ShardIndex)
-                else {
-                    waiting.unpark();
-                    return opened;
-                };
-                let count = |slots: u32| {
-                    visited.fetch_add(slots.into(), Ordering::Relaxed);
-                };
-                opened.push((shard, open_shard(path, Identity { shard, ..first }, host, options, count)));
-            }
-        };
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let (start, mut said) = (Instant::now(), 0);
-        while workers.iter().any(|worker| !worker.is_finished()) {
-            thread::park_timeout(Duration::from_millis(5));
-            let elapsed = start.elapsed().as_secs();
-            if elapsed > said {
-                said = elapsed;
-                let slots = visited.load(Ordering::Relaxed);
-                tracing::info!(
-                    slots,
-                    shards_begun = next.load(Ordering::Relaxed).min(shard_count.into()),
-                    shard_count,
-                    "opening the store"
-                );
-            }
-        }
-        let join = |worker: thread::ScopedJoinHandle<'_, _>| match worker.join() {
-            Ok(opened) => opened,
-            Err(panic) => std::panic::resume_unwind(panic),
-        };
-        workers.into_iter().flat_map(join).collect::<Vec<_>>()
-    });
-    opened.sort_by_key(|(shard, _)| *shard);
-    opened.into_iter().map(|(_, opened)| opened).collect()
+    let visited = AtomicU64::new(0);
+    let count = |slots: u32| {
+        visited.fetch_add(slots.into(), Ordering::Relaxed);
+    };
+    let open = |shard| open_shard(path, Identity { shard, ..first }, host, options, count);
+    let said = |shards_open| {
+        let slots = visited.load(Ordering::Relaxed);
+        tracing::info!(slots, shards_open, shard_count, "opening the store");
+    };
+    let shards = (0..shard_count).map(ShardIndex);
+    each(threads(shard_count.into()), shards, open, said).into_iter().collect()
 }
 
 /// Every shard's file belongs to the same store, has its sizes, and is in its place.

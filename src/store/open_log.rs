@@ -18,6 +18,7 @@ use crate::wal::{Log, LogError, LogOptions};
 
 use super::log::{Durability, Keeper, SyncError};
 use super::open::{Assembly, OpenError, Options, io_error, recover_error, reserve};
+use super::parallel::threads;
 use super::recovery::{Ground, Left, recover};
 use super::report::Reports;
 use super::{Store, directory};
@@ -219,8 +220,12 @@ impl Ground for StoreFiles<'_> {
         drop(region);
     }
 
-    fn sync(&mut self, shard: ShardIndex) -> Result<(), OpenError> {
+    fn sync(&self, shard: ShardIndex) -> Result<(), OpenError> {
         self.open(shard)?.sync_data().map_err(io_error(&self.path(shard), "sync the file"))
+    }
+
+    fn threads(&self) -> usize {
+        threads(self.geometry.shard_count.into())
     }
 }
 
@@ -258,7 +263,11 @@ impl Ground for SimulatedGround<'_> {
         drop(region);
     }
 
-    fn sync(&mut self, shard: ShardIndex) -> Result<(), OpenError> {
+    fn threads(&self) -> usize {
+        1
+    }
+
+    fn sync(&self, shard: ShardIndex) -> Result<(), OpenError> {
         let bytes = self.simulated.shards.load(shard).unwrap_or_default();
         self.simulated.shards.sync(shard, 0, &bytes).map_err(io_error(&self.path(shard), "sync the file"))
     }

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::region::Region;
 use crate::shard::header::Identity;
@@ -18,6 +18,7 @@ use crate::wal::{Frame, Kind, Log, LogError};
 
 use super::ApplyError;
 use super::open::OpenError;
+use super::parallel::{Pulse, each};
 
 /// Why a log was not replayed.
 #[derive(Debug, thiserror::Error)]
@@ -70,11 +71,17 @@ fn senseless(frame: &Frame<'_>) -> ReplayError {
 
 fn digest(log: &Log, shard_count: usize) -> Result<Digest, ReplayError> {
     let mut digest = Digest { first: vec![None; shard_count], frames: 0 };
-    log.replay(|frame| {
-        digest.frames += 1;
-        let first = digest.first.get_mut(usize::from(frame.shard.0)).ok_or_else(|| senseless(&frame))?;
-        if frame.kind == Kind::State && first.is_none() {
-            *first = Some(Logged::decode(frame.payload).ok_or_else(|| senseless(&frame))?);
+    let mut pulse = Pulse::default();
+    log.replay(|frames| {
+        digest.frames += frames.len() as u64;
+        for frame in frames {
+            let first = digest.first.get_mut(usize::from(frame.shard.0)).ok_or_else(|| senseless(frame))?;
+            if frame.kind == Kind::State && first.is_none() {
+                *first = Some(Logged::decode(frame.payload).ok_or_else(|| senseless(frame))?);
+            }
+        }
+        if pulse.is_due() {
+            tracing::info!(frames = digest.frames, "reading the log");
         }
         Ok::<_, ReplayError>(())
     })?;
@@ -82,7 +89,7 @@ fn digest(log: &Log, shard_count: usize) -> Result<Digest, ReplayError> {
 }
 
 /// Where a store's bytes lie.
-pub(super) trait Ground {
+pub(super) trait Ground: Sync {
     /// For messages.
     fn path(&self, shard: ShardIndex) -> std::path::PathBuf;
     /// How each shard was left.
@@ -92,7 +99,9 @@ pub(super) trait Ground {
     /// A shard's memory back, as it is to be opened.
     fn unmap(&mut self, shard: ShardIndex, region: Region);
     /// Makes a shard's memory durable as it is.
-    fn sync(&mut self, shard: ShardIndex) -> Result<(), OpenError>;
+    fn sync(&self, shard: ShardIndex) -> Result<(), OpenError>;
+    /// Threads to work on shards with. A simulator has one: what it does is in an order that its seed gives.
+    fn threads(&self) -> usize;
 }
 
 /// Puts a store's slots back to what its log knows, where they may be older. The log begins anew.
@@ -104,9 +113,9 @@ pub(super) fn recover(ground: &mut dyn Ground, identity: Identity, mut log: Log)
     if left.iter().all(|left| left.is_some_and(|left| left.is_same_host)) {
         if left.iter().any(|left| left.is_some_and(|left| !left.is_closed)) {
             // A killed process: the slots have everything, the log perhaps not. From here on they are durable.
-            for shard in shards() {
-                ground.sync(shard)?;
-            }
+            let sync = |shard| ground.sync(shard);
+            let said = |done| tracing::info!(done, of = left.len(), "syncing what a killed process has left");
+            each(ground.threads(), shards(), sync, said).into_iter().collect::<Result<(), _>>()?;
         }
     } else {
         let digest = digest(&log, left.len()).map_err(wrap)?;
@@ -120,6 +129,9 @@ pub(super) fn recover(ground: &mut dyn Ground, identity: Identity, mut log: Log)
     log.begin_anew().map_err(|error| wrap(error.into()))?;
     Ok(log)
 }
+
+/// Records whose slots are asked for ahead.
+const AHEAD: usize = 16;
 
 enum HealError {
     Open(OpenError),
@@ -146,6 +158,7 @@ impl From<LogError> for HealError {
 
 fn heal(ground: &mut dyn Ground, identity: Identity, log: &Log, digest: Digest) -> Result<(), HealError> {
     let start = Instant::now();
+    let threads = ground.threads();
     let mut healings = Vec::new();
     for (shard, first) in (0..identity.geometry.shard_count).map(ShardIndex).zip(digest.first) {
         let Some(first) = first else {
@@ -157,33 +170,60 @@ fn heal(ground: &mut dyn Ground, identity: Identity, log: &Log, digest: Digest) 
         let healing = Healing::begin(&path, region, Identity { shard, ..identity }, first);
         healings.push(Some(healing.map_err(OpenError::from)?));
     }
-    let (mut records, mut said) = (0_u64, start);
-    log.replay(|frame| {
-        let healing = healings.get_mut(usize::from(frame.shard.0)).and_then(Option::as_mut);
-        let healing = healing.ok_or_else(|| senseless(&frame))?;
-        records += replay(healing, &identity, &frame)?;
-        if said.elapsed() >= Duration::from_secs(1) {
-            said = Instant::now();
-            tracing::info!(records, position = %frame.position, "replaying the log");
+    each(threads, healings.iter().flatten(), Healing::read_ahead, |done| {
+        tracing::info!(done, of = healings.len(), "reading shards");
+    });
+    let (mut records, mut bytes, mut pulse) = (0_u64, 0, Pulse::default());
+    log.replay(|frames| {
+        bytes += frames.iter().map(|frame| frame.payload.len()).sum::<usize>();
+        records += replay_segment(&mut healings, threads, &identity, frames)?;
+        if let Some(frame) = frames.last().filter(|_| pulse.is_due()) {
+            tracing::info!(records, bytes, position = %frame.position, "replaying the log");
         }
         Ok::<_, ReplayError>(())
     })?;
-    let mut healed = 0;
-    for (shard, healing) in (0..).map(ShardIndex).zip(healings) {
-        let Some(healing) = healing else { continue };
-        healed += healing.healed;
+    let replayed = start.elapsed();
+    let healed: u64 = healings.iter().flatten().map(|healing| healing.healed).sum();
+    let (shards, of): (Vec<_>, _) =
+        ((0..).map(ShardIndex).zip(healings).collect(), identity.geometry.shard_count);
+    let finish = |(shard, healing): (ShardIndex, Option<Healing>)| Some((shard, healing?.finish()));
+    let said = |done| tracing::info!(done, of, "syncing what was replayed");
+    for (shard, region) in each(threads, shards, finish, said).into_iter().flatten() {
         let path = ground.path(shard);
         let io = |error: io::Error| OpenError::Io { path, action: "sync the file", error };
-        let region = healing.finish().map_err(io)?;
-        ground.unmap(shard, region);
+        ground.unmap(shard, region.map_err(io)?);
     }
     tracing::warn!(
         records,
+        bytes,
         healed,
+        replayed_ms = u64::try_from(replayed.as_millis()).unwrap_or(u64::MAX),
         took = ?start.elapsed(),
         "the machine went down: what the log held is in its slots again"
     );
     Ok(())
+}
+
+/// Puts the records of a segment back, several shards at a time and each one's in their order; says how many they were.
+fn replay_segment(
+    healings: &mut [Option<Healing>],
+    threads: usize,
+    identity: &Identity,
+    frames: &[Frame<'_>],
+) -> Result<u64, ReplayError> {
+    let mut of_shards = vec![Vec::new(); healings.len()];
+    for frame in frames {
+        of_shards.get_mut(usize::from(frame.shard.0)).ok_or_else(|| senseless(frame))?.push(frame);
+    }
+    let busy = healings.iter_mut().zip(of_shards).filter(|(_, frames)| !frames.is_empty());
+    let work = |(healing, frames): (&mut Option<Healing>, Vec<&Frame<'_>>)| {
+        let mut count = 0;
+        for frame in frames {
+            count += replay(healing.as_mut().ok_or_else(|| senseless(frame))?, identity, frame)?;
+        }
+        Ok(count)
+    };
+    each(threads, busy, work, |_| {}).into_iter().sum()
 }
 
 /// Puts one frame's records back; says how many they were.
@@ -198,8 +238,15 @@ fn replay(healing: &mut Healing, identity: &Identity, frame: &Frame<'_>) -> Resu
         Kind::End => return Ok(0),
     };
     let mut count = 0;
-    for record in Records::new(&identity.geometry, frame.payload) {
+    let records = || Records::new(&identity.geometry, frame.payload);
+    // Slots are anywhere: some records ahead they are on their way from memory.
+    let mut ahead = records().flatten();
+    ahead.by_ref().take(AHEAD).for_each(|record| healing.prefetch(record.slot));
+    for record in records() {
         let record = record.map_err(|_| senseless(frame))?;
+        if let Some(next) = ahead.next() {
+            healing.prefetch(next.slot);
+        }
         let failed = |error| ReplayError::Record { shard: frame.shard, error };
         healing.apply(record, is_forced).map_err(failed)?;
         count += 1;

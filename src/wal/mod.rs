@@ -186,9 +186,12 @@ impl Log {
         })
     }
 
-    /// Visits the frames from the cut on, in order. What lies behind the first bad one, and was never called
-    /// durable, is as if it had never been written. Only before the log begins anew.
-    pub fn replay<E: From<LogError>>(&self, visit: impl FnMut(Frame<'_>) -> Result<(), E>) -> Result<(), E> {
+    /// Visits the frames from the cut on, in order, those of a segment at a time. What lies behind the first bad one,
+    /// and was never called durable, is as if it had never been written. Only before the log begins anew.
+    pub fn replay<E: From<LogError>>(
+        &self,
+        visit: impl FnMut(&[Frame<'_>]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let live: Vec<_> = self.live.iter().copied().collect();
         walk(&*self.disk, &live, self.checkpoint.cut, visit)?;
         Ok(())

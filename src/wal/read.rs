@@ -123,12 +123,12 @@ fn frames(bytes: &[u8], from: u32) -> impl Iterator<Item = Frame<'_>> {
     })
 }
 
-/// Visits the frames of these segments from `from` on; says where they end.
+/// Visits the frames of these segments from `from` on, a segment's at a time; says where they end.
 pub(crate) fn walk<E: From<LogError>>(
     disk: &dyn Disk,
     segments: &[Segment],
     from: Position,
-    mut visit: impl FnMut(Frame<'_>) -> Result<(), E>,
+    mut visit: impl FnMut(&[Frame<'_>]) -> Result<(), E>,
 ) -> Result<Position, E> {
     let mut end = from;
     let first = segments.partition_point(|segment| segment.number < from.segment());
@@ -141,7 +141,9 @@ pub(crate) fn walk<E: From<LogError>>(
             continue;
         }
         let bytes = read_whole(disk, segment.file, segment.size)?;
-        end = walk_segment(&bytes, end, &mut visit)?;
+        let frames;
+        (frames, end) = walk_segment(&bytes, end);
+        visit(&frames)?;
     }
     let is_first_missing = segments[first..].is_empty() && from.offset() != FRAMES_OFFSET;
     if is_first_missing {
@@ -159,20 +161,15 @@ pub(crate) fn walk<E: From<LogError>>(
     Ok(end)
 }
 
-/// The position behind the last frame: in this segment, or at the start of the next one.
-fn walk_segment<E: From<LogError>>(
-    bytes: &[u8],
-    from: Position,
-    visit: &mut impl FnMut(Frame<'_>) -> Result<(), E>,
-) -> Result<Position, E> {
-    let mut at = from;
+/// The frames of a segment, and the position behind the last one: in it, or at the start of the next one.
+fn walk_segment(bytes: &[u8], from: Position) -> (Vec<Frame<'_>>, Position) {
+    let (mut at, mut frames) = (from, Vec::new());
     while let Some(frame) = bytes.get(at.offset() as usize..).and_then(|bytes| Frame::read(at, bytes)) {
         if frame.kind == Kind::End {
-            return Ok(Position::start(at.segment() + 1));
+            return (frames, Position::start(at.segment() + 1));
         }
-        let size = Frame::size(frame.payload.len());
-        visit(frame)?;
-        at = Position(at.0 + size as u64);
+        at = Position(at.0 + Frame::size(frame.payload.len()) as u64);
+        frames.push(frame);
     }
-    Ok(at)
+    (frames, at)
 }

@@ -43,8 +43,9 @@ type Seen = Vec<(Position, ShardIndex, Kind, Vec<u8>)>;
 
 fn open(disk: &SimulatedDisk, seen: &mut Seen) -> Result<Log, LogError> {
     let log = Log::open(Arc::new(disk.clone()), options())?;
-    log.replay(|frame| {
-        seen.push((frame.position, frame.shard, frame.kind, frame.payload.to_vec()));
+    log.replay(|frames| {
+        let all = frames.iter();
+        seen.extend(all.map(|frame| (frame.position, frame.shard, frame.kind, frame.payload.to_vec())));
         Ok::<_, LogError>(())
     })?;
     Ok(log)
@@ -280,8 +281,8 @@ fn a_log_cut_at_any_byte_ends_there_or_is_damaged() {
             let cut_disk = Prefix { bytes: &whole, cut, behind, len: end + 64 };
             let segment = Segment { number: 1, file: 1, size: cut_disk.len as u64 };
             let mut seen = Vec::new();
-            let found = walk::<LogError>(&cut_disk, &[segment], from, |frame| {
-                seen.push(frame.position);
+            let found = walk::<LogError>(&cut_disk, &[segment], from, |frames| {
+                seen.extend(frames.iter().map(|frame| frame.position));
                 Ok(())
             });
             let at = Position::new(1, u32::try_from(cut).unwrap());

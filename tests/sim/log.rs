@@ -63,8 +63,8 @@ struct Book {
 fn open(disk: &SimulatedDisk, growth: Growth) -> Result<(Log, Found), LogError> {
     let mut found = Vec::new();
     let log = Log::open(Arc::new(disk.clone()), growth.options())?;
-    log.replay(|frame| {
-        found.push((frame.position, frame.payload.to_vec()));
+    log.replay(|frames| {
+        found.extend(frames.iter().map(|frame| (frame.position, frame.payload.to_vec())));
         Ok::<_, LogError>(())
     })?;
     Ok((log, found))

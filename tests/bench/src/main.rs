@@ -15,6 +15,7 @@ mod replication;
 mod report;
 mod resp_client;
 mod restart;
+mod rows;
 mod server;
 mod slotstream_engine;
 mod storage;
@@ -151,6 +152,9 @@ fn run(arguments: &Arguments, report: &mut Report, data: &Path) -> Result<()> {
     if arguments.runs("storage") {
         let size = if arguments.is_quick { storage::Size::QUICK } else { storage::Size::FULL };
         storage::run(report, size, &arguments.binary, &data.join("storage"), arguments.only)?;
+        if arguments.only != Some(Side::Peer) {
+            rows::run(report, size.rounds, 1_000_000, &arguments.binary, &data.join("rows"))?;
+        }
     }
     if arguments.runs("idle") && arguments.only != Some(Side::Peer) {
         let rounds = if arguments.is_quick { 1 } else { 5 };

@@ -1,5 +1,5 @@
 //! How long until a server with many records answers its first read: from the start of the process, after an
-//! orderly stop and after a kill, beside Redis that loads its snapshot or its log.
+//! orderly stop, after a kill under load and after a power cut, beside Redis that loads its snapshot or its log.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -11,15 +11,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::replication::load::Load;
 use crate::report::{Report, Side, Target, Unit};
 use crate::resp_client::RespClient;
 use crate::server::free_ports;
 
 const STOPPED: &str = "first read after an orderly stop";
 const KILLED: &str = "first read after kill -9";
+const KILLED_UNLOGGED: &str = "first read after kill -9, no log";
 const REBUILT: &str = "first read, index made from the slots";
 const RATE: &str = "slots read by that, per second";
+const REPLAYED: &str = "first read after a power cut";
+const REPLAY_RATE: &str = "log put back by that, in a second";
 const VALUE: &str = "a value of sixty-four bytes, as long as the others are in here..";
+const WRITERS: u64 = 2;
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// How much is measured.
@@ -67,6 +72,17 @@ impl Process {
         }
     }
 
+    /// A connection, as soon as it takes one.
+    fn client(&self) -> Result<RespClient> {
+        loop {
+            match RespClient::connect(self.resp) {
+                Ok(client) => return Ok(client),
+                Err(error) => ensure!(self.started.elapsed() < PATIENCE, "no answer: {error}"),
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     fn end(&mut self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a process id")?;
         kill_process(pid, signal)?;
@@ -93,11 +109,12 @@ impl Stage<'_> {
         format!("key:{:012}", self.records - 1)
     }
 
-    fn ours(&self) -> Result<Process> {
+    fn ours(&self, durability: &str) -> Result<Process> {
         let ports = free_ports()?;
         let mut command = Command::new(self.binary);
         command.arg("leader").arg("--data-dir").arg(self.folder.join("ours"));
         command.args(["--shard-count", "4", "--key-size", "16", "--value-size", "64"]);
+        command.args(["--durability", durability, "--log-format", "json"]);
         for (option, port) in ["--listen", "--replication-listen", "--http-listen"].into_iter().zip(ports) {
             command.args([option, &port.to_string()]);
         }
@@ -115,14 +132,45 @@ impl Stage<'_> {
     }
 
     fn fill(&self, server: &Process) -> Result<()> {
-        let mut client = loop {
-            match RespClient::connect(server.resp) {
-                Ok(client) => break client,
-                Err(error) => ensure!(server.started.elapsed() < PATIENCE, "no answer: {error}"),
-            }
-            thread::sleep(Duration::from_millis(1));
-        };
-        client.fill(self.records, VALUE)
+        server.client()?.fill(self.records, VALUE)
+    }
+
+    /// Writes so many random records, but for the last one, and kills the server in the midst of more.
+    fn kill_under_load(&self, mut server: Process, writes: u64) -> Result<()> {
+        drop(server.client()?);
+        let load = Load::start(server.resp, WRITERS, self.records - 1)?;
+        let start = Instant::now();
+        while load.mark().0 < writes {
+            ensure!(start.elapsed() < PATIENCE, "writes take too long");
+            thread::sleep(Duration::from_millis(5));
+        }
+        server.end(Signal::KILL)?;
+        // Their connections are gone.
+        load.finish().ok();
+        Ok(())
+    }
+
+    /// Lets the shards' files lie in another folder than they were opened in: the next opening takes that for a power
+    /// cut, which has lost nothing.
+    fn move_shards(&self) -> Result<()> {
+        let (shards, moved) = (self.folder.join("ours/shards"), self.folder.join("ours/moved"));
+        std::fs::rename(&shards, &moved)?;
+        std::fs::create_dir(&shards)?;
+        for entry in std::fs::read_dir(&moved)? {
+            let entry = entry?;
+            std::fs::rename(entry.path(), shards.join(entry.file_name()))?;
+        }
+        Ok(std::fs::remove_dir(&moved)?)
+    }
+
+    /// Bytes of the log that the last opening put back in a second, as it says itself.
+    fn replay_rate(&self) -> Result<f64> {
+        let log = std::fs::read_to_string(self.folder.join("ours.log"))?;
+        let line = log.lines().rfind(|line| line.contains("replayed_ms")).context("no log was replayed")?;
+        let line: serde_json::Value = serde_json::from_str(line)?;
+        let figure = |name| line["fields"][name].as_f64().or_else(|| line[name].as_f64());
+        let (bytes, took) = figure("bytes").zip(figure("replayed_ms")).context("no figures of a replay")?;
+        Ok(bytes / took * 1e3)
     }
 }
 
@@ -131,9 +179,17 @@ pub fn run(report: &mut Report, size: Size, binary: &Path, folder: &Path, only: 
     const INSTANT: &[Target] = &[Target::AtMost(0.25)];
     report.row(STOPPED, "redis 7.0, snapshot", Unit::Seconds, INSTANT);
     report.row(KILLED, "redis 7.0, log", Unit::Seconds, INSTANT);
+    report.row(KILLED_UNLOGGED, "-", Unit::Seconds, INSTANT);
     report.row(REBUILT, "-", Unit::Seconds, &[]);
     report.row(RATE, "-", Unit::PerSecond, &[Target::AtLeast(8e6)]);
-    report.note(format!("Restart: {} records of 16 and 64 bytes, 4 shards, page cache warm.", size.records));
+    report.row(REPLAYED, "-", Unit::Seconds, &[]);
+    report.row(REPLAY_RATE, "-", Unit::Bytes, &[]);
+    report.note(format!(
+        "Restart: {} records of 16 and 64 bytes, 4 shards, page cache warm, durability interval but where it says no log. \
+         kill -9: after a quarter of the records was written again, in the midst of more; power cut: the same, and files \
+         that lie elsewhere, so that the log is replayed, slots are synced, and the index is made from them.",
+        size.records
+    ));
     std::fs::create_dir_all(folder)?;
     let stage = Stage { binary, folder: folder.to_owned(), records: size.records };
     if only != Some(Side::Peer) {
@@ -147,26 +203,39 @@ pub fn run(report: &mut Report, size: Size, binary: &Path, folder: &Path, only: 
 
 fn ours(report: &mut Report, size: Size, stage: &Stage<'_>) -> Result<()> {
     let key = stage.last_key();
-    let mut server = stage.ours()?;
+    let server = stage.ours("interval")?;
     stage.fill(&server)?;
-    server.end(Signal::TERM)?;
+    stage.kill_under_load(server, size.records / 4)?;
     for round in 0..size.rounds {
         report.begin_round("restart", round, size.rounds);
-        let mut server = stage.ours()?;
-        report.sample(STOPPED, Side::Ours, server.first_read(&key)?.as_secs_f64());
-        server.end(Signal::KILL)?;
-        let mut server = stage.ours()?;
-        report.sample(KILLED, Side::Ours, server.first_read(&key)?.as_secs_f64());
+        let first_read = |durability: &str| -> Result<(Process, f64)> {
+            let mut server = stage.ours(durability)?;
+            let took = server.first_read(&key)?.as_secs_f64();
+            Ok((server, took))
+        };
+        let (mut server, took) = first_read("interval")?;
+        report.sample(KILLED, Side::Ours, took);
+        server.end(Signal::TERM)?;
+        let (server, took) = first_read("interval")?;
+        report.sample(STOPPED, Side::Ours, took);
+        stage.kill_under_load(server, size.records / 4)?;
+        stage.move_shards()?;
+        let (mut server, took) = first_read("interval")?;
+        report.sample(REPLAYED, Side::Ours, took);
+        report.sample(REPLAY_RATE, Side::Ours, stage.replay_rate()?);
         server.end(Signal::TERM)?;
         for shard in 0..4 {
             std::fs::remove_file(stage.folder.join(format!("ours/shards/{shard:04}.digest")))?;
         }
-        let mut server = stage.ours()?;
-        let took = server.first_read(&key)?.as_secs_f64();
+        let (server, took) = first_read("none")?;
         report.sample(REBUILT, Side::Ours, took);
         #[expect(clippy::cast_precision_loss, reason = "a few million")]
         report.sample(RATE, Side::Ours, size.records as f64 / took);
+        stage.kill_under_load(server, size.records / 4)?;
+        let (mut server, took) = first_read("none")?;
+        report.sample(KILLED_UNLOGGED, Side::Ours, took);
         server.end(Signal::TERM)?;
+        stage.kill_under_load(stage.ours("interval")?, size.records / 4)?;
     }
     Ok(())
 }
