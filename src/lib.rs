@@ -41,6 +41,9 @@ pub mod metrics;
 #[cfg(feature = "server")]
 pub mod node;
 #[cfg(feature = "server")]
+#[expect(unreachable_pub, reason = "as in `ring`")]
+mod rdb;
+#[cfg(feature = "server")]
 pub mod resp;
 #[cfg(feature = "server")]
 pub mod rows;

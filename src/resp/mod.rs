@@ -12,6 +12,7 @@ mod connection;
 mod context;
 mod control;
 mod error;
+mod float;
 mod glob;
 mod held;
 mod inline;

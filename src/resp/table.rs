@@ -1,8 +1,8 @@
 //! The one table of commands: it drives look-up, arity checks, COMMAND and the prefetch of keys.
 
 use super::command::{
-    Call, Flow, client, expiry, export, keys, position, roles, saves, scan, server, strings, transaction,
-    wait, xread,
+    Call, Flow, bitfield, bitop, bits, client, counters, debug, dump, expiry, export, keys, lcs, object,
+    position, ranges, rename, roles, saves, scan, server, strings, transaction, wait, walk, xread,
 };
 use super::error::CommandError;
 
@@ -38,7 +38,7 @@ use flag::{ADMIN, BLOCKING, DENYOOM, FAST, LOADING, NOSCRIPT, READONLY, STALE, U
 
 /// A command's row.
 pub(super) struct Command {
-    /// Lower case, letters only; one of more than 16 letters may have dots.
+    /// Lower case. Letters only; one of more than 16 letters may have dots, and any an underscore.
     pub(super) name: &'static str,
     /// Arguments with the name; negative = at least.
     pub(super) arity: i16,
@@ -106,53 +106,82 @@ pub(super) static TABLE: [Command; COMMAND_COUNT] = [
     row("append", 3, PUT | FAST, ONE_KEY, strings::append),
     row("auth", -2, CONNECTION | UNQUEUED, NO_KEY, client::auth),
     row("bgsave", -1, ADMIN | NOSCRIPT, NO_KEY, saves::bgsave),
+    row("bitcount", -2, READONLY, ONE_KEY, bits::bitcount),
+    row("bitfield", -2, PUT, ONE_KEY, bitfield::bitfield),
+    row("bitfield_ro", -2, READONLY | FAST, ONE_KEY, bitfield::bitfield_ro),
+    row("bitop", -4, PUT, (2, -1, 1), bitop::bitop),
+    row("bitpos", -3, READONLY, ONE_KEY, bits::bitpos),
     row("client", -2, NOSCRIPT | LOADING | STALE, NO_KEY, client::client),
     row("command", -1, LOADING | STALE, NO_KEY, server::command),
     row("config", -2, ADMIN | NOSCRIPT | LOADING | STALE, NO_KEY, server::config),
+    row("copy", -3, PUT, (1, 2, 1), rename::copy),
     row("dbsize", 1, READONLY | FAST, NO_KEY, server::dbsize),
-    row("decr", 2, PUT | FAST, ONE_KEY, strings::decr),
-    row("decrby", 3, PUT | FAST, ONE_KEY, strings::decrby),
+    row("debug", -2, ADMIN | NOSCRIPT | LOADING | STALE, NO_KEY, debug::debug),
+    row("decr", 2, PUT | FAST, ONE_KEY, counters::decr),
+    row("decrby", 3, PUT | FAST, ONE_KEY, counters::decrby),
     row("del", -2, WRITE, ALL_KEYS, keys::del),
+    row("delifeq", 3, WRITE | FAST, ONE_KEY, strings::delifeq),
     row("discard", 1, CONNECTION | UNQUEUED, NO_KEY, transaction::discard),
+    row("dump", 2, READONLY, ONE_KEY, dump::dump),
     row("echo", 2, LOADING | STALE | FAST, NO_KEY, client::echo),
     row("exec", 1, NOSCRIPT | LOADING | STALE | UNQUEUED, NO_KEY, transaction::exec),
     row("exists", -2, READONLY | FAST, ALL_KEYS, keys::exists),
     row("expire", -3, WRITE | FAST, ONE_KEY, expiry::expire),
     row("expireat", -3, WRITE | FAST, ONE_KEY, expiry::expireat),
+    row("expiretime", 2, READONLY | FAST, ONE_KEY, expiry::expiretime),
     row("failover", -1, ADMIN | NOSCRIPT | STALE, NO_KEY, roles::failover),
     row("flushall", -1, WRITE, NO_KEY, server::flushall),
     row("flushdb", -1, WRITE, NO_KEY, server::flushall),
+    row("getbit", 3, READONLY | FAST, ONE_KEY, bits::getbit),
     row("getdel", 2, WRITE | FAST, ONE_KEY, strings::getdel),
     row("getex", -2, WRITE | FAST, ONE_KEY, strings::getex),
+    row("getrange", 4, READONLY, ONE_KEY, ranges::getrange),
     row("getset", 3, PUT | FAST, ONE_KEY, strings::getset),
     row("hello", -1, CONNECTION, NO_KEY, client::hello),
-    row("incr", 2, PUT | FAST, ONE_KEY, strings::incr),
-    row("incrby", 3, PUT | FAST, ONE_KEY, strings::incrby),
+    row("incr", 2, PUT | FAST, ONE_KEY, counters::incr),
+    row("incrby", 3, PUT | FAST, ONE_KEY, counters::incrby),
+    row("incrbyfloat", 3, PUT | FAST, ONE_KEY, counters::incrbyfloat),
     row("info", -1, LOADING | STALE, NO_KEY, server::info),
+    row("keys", 2, READONLY, NO_KEY, walk::keys),
     row("lastsave", 1, LOADING | STALE | FAST, NO_KEY, saves::lastsave),
+    row("lcs", -3, READONLY, (1, 2, 1), lcs::lcs),
+    row("memory", -2, READONLY, (2, 2, 1), object::memory),
     row("mget", -2, READONLY | FAST, ALL_KEYS, strings::mget),
+    row("move", 3, WRITE | FAST, ONE_KEY, keys::move_key),
     row("mset", -3, PUT, (1, -1, 2), strings::mset),
+    row("msetnx", -3, PUT, (1, -1, 2), strings::msetnx),
     row("multi", 1, CONNECTION | UNQUEUED, NO_KEY, transaction::multi),
+    row("object", -2, READONLY, (2, 2, 1), object::object),
     row("persist", 2, WRITE | FAST, ONE_KEY, expiry::persist),
     row("pexpire", -3, WRITE | FAST, ONE_KEY, expiry::pexpire),
     row("pexpireat", -3, WRITE | FAST, ONE_KEY, expiry::pexpireat),
+    row("pexpiretime", 2, READONLY | FAST, ONE_KEY, expiry::pexpiretime),
     row("ping", -1, FAST, NO_KEY, client::ping),
     row("psetex", 4, PUT, ONE_KEY, strings::psetex),
     row("pttl", 2, READONLY | FAST, ONE_KEY, expiry::pttl),
     row("quit", -1, CONNECTION | UNQUEUED, NO_KEY, client::quit),
+    row("randomkey", 1, READONLY, NO_KEY, walk::randomkey),
     row("readonly", 1, LOADING | STALE | FAST, NO_KEY, client::readonly),
+    row("rename", 3, WRITE, (1, 2, 1), rename::rename),
+    row("renamenx", 3, WRITE | FAST, (1, 2, 1), rename::renamenx),
     row("replicaof", 3, ADMIN | NOSCRIPT | STALE, NO_KEY, roles::replicaof),
     row("reset", 1, CONNECTION | UNQUEUED, NO_KEY, client::reset),
+    row("restore", -4, PUT, ONE_KEY, dump::restore),
     row("role", 1, CONNECTION, NO_KEY, server::role),
     row("save", 1, ADMIN | NOSCRIPT, NO_KEY, saves::save),
     row("scan", -2, READONLY, NO_KEY, scan::scan),
     row("select", 2, LOADING | STALE | FAST, NO_KEY, client::select),
+    row("setbit", 4, PUT, ONE_KEY, bits::setbit),
     row("setex", 4, PUT, ONE_KEY, strings::setex),
     row("setnx", 3, PUT | FAST, ONE_KEY, strings::setnx),
+    row("setrange", 4, PUT, ONE_KEY, ranges::setrange),
     row("shutdown", -1, ADMIN | NOSCRIPT | LOADING | STALE, NO_KEY, server::shutdown),
     row("slaveof", 3, ADMIN | NOSCRIPT | STALE, NO_KEY, roles::replicaof),
     row("strlen", 2, READONLY | FAST, ONE_KEY, strings::strlen),
+    row("substr", 4, READONLY, ONE_KEY, ranges::getrange),
+    row("swapdb", 3, WRITE | FAST, NO_KEY, keys::swapdb),
     row("time", 1, LOADING | STALE | FAST, NO_KEY, server::time),
+    row("touch", -2, READONLY | FAST, ALL_KEYS, keys::exists),
     row("ttl", 2, READONLY | FAST, ONE_KEY, expiry::ttl),
     row("type", 2, READONLY | FAST, ONE_KEY, keys::type_of),
     row("unlink", -2, WRITE | FAST, ALL_KEYS, keys::del),
@@ -165,7 +194,7 @@ pub(super) static TABLE: [Command; COMMAND_COUNT] = [
     row("slotstream.waitseq", -2, NOSCRIPT | BLOCKING | STALE, NO_KEY, position::waitseq),
 ];
 
-const COMMAND_COUNT: usize = 62;
+const COMMAND_COUNT: usize = 91;
 /// Longer names are not in the index.
 const NAME_SIZE_MAX: usize = 16;
 
@@ -195,13 +224,21 @@ const fn pad(name: &[u8]) -> [u8; NAME_SIZE_MAX] {
     padded
 }
 
-/// Open addressing: row and folded name; the row is [`NO_ROW`] in an empty place.
-static INDEX: [(u128, u8); 256] = index();
+/// Open addressing: folded name, row, and whether the name is letters only; the row is [`NO_ROW`] in an empty place.
+static INDEX: [(u128, u8, bool); 256] = index();
 const NO_ROW: u8 = u8::MAX;
 const _: () = assert!(COMMAND_COUNT < 128, "the index must stay sparse and a row must fit its byte");
 
-const fn index() -> [(u128, u8); 256] {
-    let mut index = [(0, NO_ROW); 256];
+const fn is_letters_only(name: &[u8]) -> bool {
+    let mut at = 0;
+    while at < name.len() && name[at].is_ascii_alphabetic() {
+        at += 1;
+    }
+    at == name.len()
+}
+
+const fn index() -> [(u128, u8, bool); 256] {
+    let mut index = [(0, NO_ROW, true); 256];
     let mut row = 0;
     while row < COMMAND_COUNT {
         if TABLE[row].name.len() > NAME_SIZE_MAX {
@@ -215,7 +252,7 @@ const fn index() -> [(u128, u8); 256] {
         }
         #[expect(clippy::cast_possible_truncation, reason = "there are fewer than 128 rows")]
         let row_byte = row as u8;
-        index[place] = (folded, row_byte);
+        index[place] = (folded, row_byte, is_letters_only(TABLE[row].name.as_bytes()));
         row += 1;
     }
     index
@@ -239,11 +276,16 @@ pub(super) fn lookup(name: &[u8]) -> Option<u8> {
     let folded = fold(padded);
     let mut place = hash(folded);
     loop {
-        let (known, row) = INDEX[place];
+        let (known, row, is_letters_only) = INDEX[place];
         if row == NO_ROW {
             return None;
         }
-        if known == folded && TABLE[usize::from(row)].name.len() == name.len() {
+        let wanted = TABLE[usize::from(row)].name.as_bytes();
+        // Another byte than an underscore folds onto it, too.
+        if known == folded
+            && wanted.len() == name.len()
+            && (is_letters_only || wanted.eq_ignore_ascii_case(name))
+        {
             return Some(row);
         }
         place = (place + 1) % 256;
@@ -269,7 +311,7 @@ mod tests {
     fn every_name_is_found_in_any_case() {
         for (row, command) in TABLE.iter().enumerate() {
             let is_long = command.name.len() > NAME_SIZE_MAX;
-            let is_good = |byte: u8| byte.is_ascii_lowercase() || (is_long && byte == b'.');
+            let is_good = |byte: u8| byte.is_ascii_lowercase() || byte == b'_' || (is_long && byte == b'.');
             assert!(command.name.bytes().all(is_good), "{}", command.name);
             let row = u8::try_from(row).unwrap();
             assert_eq!(lookup(command.name.as_bytes()), Some(row), "{}", command.name);
@@ -284,8 +326,18 @@ mod tests {
 
     #[test]
     fn other_names_are_not_found() {
-        for name in ["", "g", "gett", "ge", "get ", "get\0", "\0\0\0", "gEt\x20", "configconfigconfigconfig"]
-        {
+        for name in [
+            "",
+            "g",
+            "gett",
+            "ge",
+            "get ",
+            "get\0",
+            "\0\0\0",
+            "gEt\x20",
+            "configconfigconfigconfig",
+            "bitfield\x7fro",
+        ] {
             assert_eq!(lookup(name.as_bytes()), None, "{name:?}");
         }
     }
@@ -299,6 +351,7 @@ mod tests {
         assert_eq!(positions("get", 2), [1]);
         assert_eq!(positions("mget", 4), [1, 2, 3]);
         assert_eq!(positions("mset", 5), [1, 3]);
+        assert_eq!(positions("bitop", 5), [2, 3, 4]);
         assert_eq!(positions("ping", 2), [0; 0]);
         assert_eq!(positions("mget", 1), [0; 0]);
         assert_eq!(positions("get", 1), [0; 0]);

@@ -1,4 +1,4 @@
-//! Times to live: EXPIRE and its kin, TTL, PERSIST.
+//! Times to live: EXPIRE and its kin, TTL, EXPIRETIME, PERSIST.
 //!
 //! A record carries its expiry as Unix milliseconds; 0 is never. Sums that leave an `i64` are refused.
 
@@ -139,22 +139,46 @@ pub(in crate::resp) fn pexpireat(call: &mut Call<'_>) -> Outcome {
     expire_generic(call, TimeUnit::Milliseconds, Deadline::Absolute)
 }
 
-/// Milliseconds left; -1 = never expires, -2 = no such key.
-fn time_left_ms(call: &Call<'_>) -> Result<i64, CommandError> {
+/// When the record expires in Unix milliseconds; -1 = never, -2 = no such key.
+fn expires_at_ms(call: &Call<'_>) -> Result<i64, CommandError> {
     let expire_at = call.store().read(call.args.at(1), |entry| entry.expire_at)?;
     call.looked_up(expire_at.is_some());
     Ok(match expire_at {
         None => -2,
         Some(0) => -1,
-        Some(expire_at) => (i64::try_from(expire_at).unwrap_or(i64::MAX) - call.now_ms()).max(0),
+        Some(expire_at) => i64::try_from(expire_at).unwrap_or(i64::MAX),
     })
+}
+
+/// A time, rounded to the nearest second as Redis does; less than zero is no time.
+fn seconds(time_ms: i64) -> i64 {
+    if time_ms < 0 { time_ms } else { (time_ms / 1000).saturating_add(i64::from(time_ms % 1000 >= 500)) }
+}
+
+/// `EXPIRETIME key`
+pub(in crate::resp) fn expiretime(call: &mut Call<'_>) -> Outcome {
+    let time_ms = expires_at_ms(call)?;
+    call.reply.integer(seconds(time_ms));
+    Ok(Flow::Done)
+}
+
+/// `PEXPIRETIME key`
+pub(in crate::resp) fn pexpiretime(call: &mut Call<'_>) -> Outcome {
+    let time_ms = expires_at_ms(call)?;
+    call.reply.integer(time_ms);
+    Ok(Flow::Done)
+}
+
+/// Milliseconds left; -1 = never expires, -2 = no such key.
+fn time_left_ms(call: &Call<'_>) -> Result<i64, CommandError> {
+    let time_ms = expires_at_ms(call)?;
+    Ok(if time_ms < 0 { time_ms } else { (time_ms - call.now_ms()).max(0) })
 }
 
 /// `TTL key`
 pub(in crate::resp) fn ttl(call: &mut Call<'_>) -> Outcome {
     let left_ms = time_left_ms(call)?;
-    // Rounded to the nearest second, as Redis does.
-    call.reply.integer(if left_ms < 0 { left_ms } else { left_ms.saturating_add(500) / 1000 });
+    call.reply.integer(seconds(left_ms));
     Ok(Flow::Done)
 }
 

@@ -1,12 +1,22 @@
 //! Commands: what one is called with, and how it is sent on its way.
 
+pub(super) mod bitfield;
+pub(super) mod bitop;
+pub(super) mod bits;
 pub(super) mod client;
+pub(super) mod counters;
+pub(super) mod debug;
+pub(super) mod dump;
 pub(super) mod expiry;
 pub(super) mod export;
 pub(super) mod info;
 pub(super) mod keys;
 mod kill;
+pub(super) mod lcs;
+pub(super) mod object;
 pub(super) mod position;
+pub(super) mod ranges;
+pub(super) mod rename;
 pub(super) mod roles;
 pub(super) mod saves;
 pub(super) mod scan;
@@ -15,6 +25,7 @@ mod settings;
 pub(super) mod strings;
 pub(super) mod transaction;
 pub(super) mod wait;
+pub(super) mod walk;
 pub(super) mod xread;
 
 use super::context::Context;
@@ -142,6 +153,8 @@ impl Call<'_> {
             "client" => "CLIENT",
             "config" => "CONFIG",
             "xinfo" => "XINFO",
+            "object" => "OBJECT",
+            "memory" => "MEMORY",
             _ => "COMMAND",
         };
         CommandError::Subcommand(found, parent)

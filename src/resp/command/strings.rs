@@ -1,11 +1,11 @@
-//! Values: GET, SET and their kin, counters, APPEND.
+//! Values: GET, SET and their kin, APPEND.
 
 use super::super::error::CommandError;
-use super::super::number::{Decimal, parse_i64};
 use super::expiry::{Deadline, TimeUnit, deadline};
+use super::keys::latest;
 use super::{Call, Flow};
 use crate::slot::Geometry;
-use crate::store::{Change, Entry, Store, WriteError};
+use crate::store::{Change, Entry, WriteError};
 
 type Outcome = Result<Flow, CommandError>;
 
@@ -32,6 +32,8 @@ enum Condition {
     Always,
     Absent,
     Present,
+    /// If the value is this argument.
+    Equal(usize),
 }
 
 /// What SET's or GETEX's expiry options ask for.
@@ -69,11 +71,14 @@ fn options(call: &Call<'_>, start: usize, is_set: bool) -> Result<SetOptions, Co
         };
         let word = args.at(at).to_ascii_uppercase();
         match word.as_slice() {
-            b"NX" if is_set && options.condition != Condition::Present => {
+            b"NX" if is_set && matches!(options.condition, Condition::Always | Condition::Absent) => {
                 options.condition = Condition::Absent
             }
-            b"XX" if is_set && options.condition != Condition::Absent => {
+            b"XX" if is_set && matches!(options.condition, Condition::Always | Condition::Present) => {
                 options.condition = Condition::Present
+            }
+            b"IFEQ" if is_set && options.condition == Condition::Always && at + 1 < args.len() => {
+                options.condition = Condition::Equal(at + 1);
             }
             b"GET" if is_set => options.get = true,
             b"KEEPTTL" if is_set && matches!(options.expiry, ExpiryOption::None | ExpiryOption::Keep) => {
@@ -88,12 +93,12 @@ fn options(call: &Call<'_>, start: usize, is_set: bool) -> Result<SetOptions, Co
             b"PXAT" => options.expiry = time(TimeUnit::Milliseconds, Deadline::Absolute)?,
             _ => return Err(CommandError::Syntax),
         }
-        at += if matches!(word.as_slice(), b"EX" | b"PX" | b"EXAT" | b"PXAT") { 2 } else { 1 };
+        at += if matches!(word.as_slice(), b"EX" | b"PX" | b"EXAT" | b"PXAT" | b"IFEQ") { 2 } else { 1 };
     }
     Ok(options)
 }
 
-/// `SET key value [NX | XX] [GET] [EX s | PX ms | EXAT s | PXAT ms | KEEPTTL]`
+/// `SET key value [NX | XX | IFEQ value] [GET] [EX s | PX ms | EXAT s | PXAT ms | KEEPTTL]`
 pub(in crate::resp) fn set(call: &mut Call<'_>) -> Outcome {
     let (key, value) = (call.args.at(1), call.args.at(2));
     let options = options(call, 3, true)?;
@@ -108,7 +113,7 @@ pub(in crate::resp) fn set(call: &mut Call<'_>) -> Outcome {
         call.reply.ok();
         return Ok(Flow::Done);
     }
-    let mark = call.reply.len();
+    let (args, mark) = (call.args, call.reply.len());
     let reply = &mut *call.reply;
     let result = call.worker.context.store.update(key, |old, buffer| {
         if options.get {
@@ -121,6 +126,7 @@ pub(in crate::resp) fn set(call: &mut Call<'_>) -> Outcome {
             Condition::Always => true,
             Condition::Absent => old.is_none(),
             Condition::Present => old.is_some(),
+            Condition::Equal(at) => old.is_some_and(|entry| entry.value == args.at(at)),
         };
         if !allowed {
             return (Change::Keep, false);
@@ -181,6 +187,20 @@ pub(in crate::resp) fn psetex(call: &mut Call<'_>) -> Outcome {
     set_with_time(call, TimeUnit::Milliseconds)
 }
 
+/// `DELIFEQ key value`
+pub(in crate::resp) fn delifeq(call: &mut Call<'_>) -> Outcome {
+    let (key, value) = (call.args.at(1), call.args.at(2));
+    let deleted = call.store().update(key, |old, _| match old {
+        Some(entry) if entry.value == value => (Change::Delete, true),
+        _ => (Change::Keep, false),
+    })?;
+    if deleted {
+        call.session.wrote(&call.worker.context.store, key);
+    }
+    call.reply.integer(i64::from(deleted));
+    Ok(Flow::Done)
+}
+
 /// Writes the old value, or null, and makes the change that `change` asks for.
 fn reply_old_value(
     call: &mut Call<'_>,
@@ -226,14 +246,6 @@ pub(in crate::resp) fn getdel(call: &mut Call<'_>) -> Outcome {
     reply_old_value(call, call.args.at(1), |old, _| if old.is_some() { Change::Delete } else { Change::Keep })
 }
 
-/// Whether there is a record for the next write of its key.
-fn is_there(store: &Store, key: &[u8]) -> Result<bool, CommandError> {
-    if store.is_pending(key) {
-        return Ok(store.update(key, |old, _| (Change::Keep, old.is_some()))?);
-    }
-    Ok(store.contains(key)?)
-}
-
 /// `GETEX key [EX s | PX ms | EXAT s | PXAT ms | PERSIST]`
 pub(in crate::resp) fn getex(call: &mut Call<'_>) -> Outcome {
     let key = call.args.at(1);
@@ -244,7 +256,7 @@ pub(in crate::resp) fn getex(call: &mut Call<'_>) -> Outcome {
             // Redis looks at the time only if there is a key.
             match deadline(call, at, unit, kind) {
                 Ok(expire_at) => Some(expire_at),
-                Err(error) if is_there(call.store(), key)? => return Err(error),
+                Err(error) if latest(call.store(), key, |_| ())?.is_some() => return Err(error),
                 Err(_) => None,
             }
         }
@@ -327,22 +339,50 @@ pub(in crate::resp) fn mget(call: &mut Call<'_>) -> Outcome {
     Ok(Flow::Done)
 }
 
-/// `MSET key value [key value ...]`
-pub(in crate::resp) fn mset(call: &mut Call<'_>) -> Outcome {
-    if call.args.len().is_multiple_of(2) {
+/// The records that MSET or MSETNX stores. All sizes first, so that a command refused for one of them changes nothing.
+fn pairs<'a>(call: &Call<'a>) -> Result<impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a>, CommandError> {
+    let args = call.args;
+    if args.len().is_multiple_of(2) {
         return Err(call.arity_error());
     }
-    let pairs = (1..call.args.len()).step_by(2).map(|index| (call.args.at(index), call.args.at(index + 1)));
-    // All sizes first, so that a command refused for one of them has changed nothing.
+    let pairs = (1..args.len()).step_by(2).map(move |index| (args.at(index), args.at(index + 1)));
     let geometry = call.store().geometry();
     for (key, value) in pairs.clone() {
         check_sizes(&geometry, key, value)?;
     }
+    Ok(pairs)
+}
+
+fn put_all<'a>(
+    call: &mut Call<'_>,
+    pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+) -> Result<(), CommandError> {
     for (key, value) in pairs {
         let seq = call.worker.context.store.put(key, value)?;
         call.session.wrote_at(&call.worker.context.store, key, seq);
     }
+    Ok(())
+}
+
+/// `MSET key value [key value ...]`
+pub(in crate::resp) fn mset(call: &mut Call<'_>) -> Outcome {
+    let pairs = pairs(call)?;
+    put_all(call, pairs)?;
     call.reply.ok();
+    Ok(Flow::Done)
+}
+
+/// `MSETNX key value [key value ...]`
+pub(in crate::resp) fn msetnx(call: &mut Call<'_>) -> Outcome {
+    let pairs = pairs(call)?;
+    for index in (1..call.args.len()).step_by(2) {
+        if latest(call.store(), call.args.at(index), |_| ())?.is_some() {
+            call.reply.integer(0);
+            return Ok(Flow::Done);
+        }
+    }
+    put_all(call, pairs)?;
+    call.reply.integer(1);
     Ok(Flow::Done)
 }
 
@@ -352,51 +392,6 @@ pub(in crate::resp) fn strlen(call: &mut Call<'_>) -> Outcome {
     call.looked_up(length.is_some());
     call.reply.count(length.unwrap_or(0) as u64);
     Ok(Flow::Done)
-}
-
-fn add(call: &mut Call<'_>, by: i64) -> Outcome {
-    const OVERFLOW: CommandError = CommandError::text("ERR increment or decrement would overflow");
-    let key = call.args.at(1);
-    let sum = call.store().update(key, |old, buffer| {
-        let value = match old {
-            None => 0,
-            Some(entry) => match parse_i64(entry.value) {
-                Some(value) => value,
-                None => return (Change::Keep, Err(CommandError::NotInteger)),
-            },
-        };
-        let Some(sum) = value.checked_add(by) else {
-            return (Change::Keep, Err(OVERFLOW));
-        };
-        buffer.extend_from_slice(Decimal::signed(sum).as_bytes());
-        (Change::Put { expire_at: old.map_or(0, |entry| entry.expire_at) }, Ok(sum))
-    })??;
-    call.session.wrote(&call.worker.context.store, key);
-    call.reply.integer(sum);
-    Ok(Flow::Done)
-}
-
-/// `INCR key`
-pub(in crate::resp) fn incr(call: &mut Call<'_>) -> Outcome {
-    add(call, 1)
-}
-
-/// `DECR key`
-pub(in crate::resp) fn decr(call: &mut Call<'_>) -> Outcome {
-    add(call, -1)
-}
-
-/// `INCRBY key increment`
-pub(in crate::resp) fn incrby(call: &mut Call<'_>) -> Outcome {
-    let by = call.args.integer(2)?;
-    add(call, by)
-}
-
-/// `DECRBY key decrement`
-pub(in crate::resp) fn decrby(call: &mut Call<'_>) -> Outcome {
-    let by = call.args.integer(2)?;
-    let by = by.checked_neg().ok_or(CommandError::text("ERR decrement would overflow"))?;
-    add(call, by)
 }
 
 /// `APPEND key value`

@@ -29,6 +29,8 @@ pub(in crate::resp) enum Request {
     Changes(xread::Read),
     /// This node and followers to have something where a power cut does not take it.
     Durable(Durable),
+    /// Time to pass.
+    Time(Duration),
 }
 
 impl Request {
@@ -37,7 +39,7 @@ impl Request {
         match self {
             Self::Followers(_) | Self::Durable(_) => Some(false),
             Self::Positions(_) => Some(true),
-            Self::Changes(_) => None,
+            Self::Changes(_) | Self::Time(_) => None,
         }
     }
 
@@ -56,6 +58,10 @@ impl Request {
                 reply.as_bytes().to_vec()
             }
             Self::Changes(read) => read.answer(worker, resp3).await,
+            Self::Time(time) => {
+                tokio::time::sleep(time).await;
+                b"+OK\r\n".to_vec()
+            }
             Self::Durable(durable) => {
                 let (here, followers) = durable.wait(worker).await;
                 durable_reply(here, followers)

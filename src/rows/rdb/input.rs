@@ -13,8 +13,8 @@
 use std::io::Read;
 
 use super::super::VALUE_SIZE_MAX;
-use super::checksum::crc64;
-use super::{RdbError, lzf};
+use super::RdbError;
+use crate::rdb::{crc64, lzf};
 
 const BUFFER_SIZE: usize = 256 << 10;
 /// What LZF makes of incompressible bytes is no larger; so a string that can be kept fits the buffer.

@@ -10,9 +10,7 @@
 //! Lengths, strings and packed strings are in [`input`]. The checksum stands at the end: who must not take anything
 //! of a damaged dump reads it twice.
 
-mod checksum;
 mod input;
-mod lzf;
 mod skip;
 mod write;
 
@@ -269,5 +267,5 @@ impl<R: Read> Source for Reader<R> {
 /// The checksum that a dump of these bytes ends with.
 #[cfg(test)]
 pub(super) fn checksum_of(bytes: &[u8]) -> u64 {
-    checksum::crc64(0, bytes)
+    crate::rdb::crc64(0, bytes)
 }

@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 
 use super::super::{Row, Target};
-use super::checksum::crc64;
 use super::{OPCODE_END, OPCODE_EXPIRE_MS, OPCODE_SELECT_DB, TYPE_STRING};
+use crate::rdb::{crc64, push_length};
 
 const HEADER: &[u8] = b"REDIS0009";
 
@@ -31,16 +31,7 @@ impl<W: Write> Writer<W> {
     }
 
     fn push_string(&mut self, text: &[u8]) {
-        let len = u32::try_from(text.len()).unwrap_or_else(|_| unreachable!("keys and values are small"));
-        let [.., high, low] = len.to_be_bytes();
-        match len {
-            0..64 => self.bytes.push(low),
-            64..16_384 => self.bytes.extend([0x40 | high, low]),
-            _ => {
-                self.bytes.push(0x80);
-                self.bytes.extend(len.to_be_bytes());
-            }
-        }
+        push_length(&mut self.bytes, text.len());
         self.bytes.extend_from_slice(text);
     }
 }

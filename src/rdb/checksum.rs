@@ -33,7 +33,7 @@ const fn tables() -> [[u64; 256]; 8] {
 }
 
 /// The checksum of what `crc` is that of, with `bytes` behind it; that of nothing is 0.
-pub(super) fn crc64(crc: u64, bytes: &[u8]) -> u64 {
+pub fn crc64(crc: u64, bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<8>();
     let crc = words.iter().fold(crc, |crc, word| {
         let mixed = (crc ^ u64::from_le_bytes(*word)).to_le_bytes();

@@ -7,7 +7,7 @@
 /// Unpacks what is `len` bytes long into `target`, which is emptied first; `None` if it is no such thing.
 ///
 /// `len` must have been found sensible: it is allocated.
-pub(super) fn unpack(packed: &[u8], len: usize, target: &mut Vec<u8>) -> Option<()> {
+pub fn unpack(packed: &[u8], len: usize, target: &mut Vec<u8>) -> Option<()> {
     target.clear();
     target.reserve(len);
     let mut packed = packed.iter().copied();
