@@ -277,7 +277,7 @@ impl Region {
 
     /// Copies `len` bytes from one place to another that does not overlap it, word by word, each stored
     /// atomically. Both places are 8-aligned.
-    #[inline]
+    #[inline(always)]
     pub fn copy(&mut self, from: usize, to: usize, len: usize) {
         assert!(from + len <= to || to + len <= from, "copy between places that do not overlap");
         let source = self.at(from, len);
@@ -332,7 +332,7 @@ impl Region {
 }
 
 /// Stores bytes at `target`, which has room for them and belongs to the caller, whole words atomically.
-#[inline]
+#[inline(always)]
 fn store_words(target: NonNull<u8>, bytes: &[u8]) {
     assert!(target.as_ptr().addr().is_multiple_of(8), "an aligned place");
     let (words, tail) = bytes.as_chunks::<8>();

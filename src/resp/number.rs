@@ -16,6 +16,12 @@ pub(super) struct Decimal {
 }
 
 impl Decimal {
+    /// The digits of a number that has two.
+    #[inline]
+    pub(super) fn pair(value: usize) -> Option<[u8; 2]> {
+        PAIRS.as_chunks::<2>().0.get(value).copied().filter(|_| value >= 10)
+    }
+
     #[inline]
     pub(super) fn unsigned(mut value: u64) -> Self {
         let mut digits = [0; DIGITS_MAX];

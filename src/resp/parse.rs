@@ -82,7 +82,7 @@ enum Line {
 }
 
 /// Reads the number between `start` and the next CRLF.
-#[inline]
+#[inline(never)]
 fn number_line(buffer: &[u8], start: usize) -> Line {
     let rest = &buffer[start..];
     let (negative, skip) = match rest.first() {
@@ -112,6 +112,24 @@ fn number_line(buffer: &[u8], start: usize) -> Line {
     if rest.len() >= LENGTH_DIGITS_MAX + skip { Line::TooLong } else { Line::Incomplete }
 }
 
+/// Reads the line that nearly all lengths have: one or two digits, and CRLF, all of it there.
+#[inline(always)]
+fn short_line(buffer: &[u8], start: usize) -> Option<(usize, usize)> {
+    let line = *buffer.get(start..)?.first_chunk::<4>()?;
+    let digit = |place: usize| {
+        let digit = line[place].wrapping_sub(b'0');
+        (digit <= 9).then_some(usize::from(digit))
+    };
+    let line = u32::from_le_bytes(line);
+    const CRLF: u32 = 0x0A0D;
+    let (value, size) = match line {
+        _ if line >> 8 & 0xFFFF == CRLF => (digit(0)?, 3),
+        _ if line >> 16 == CRLF => (digit(0)? * 10 + digit(1)?, 4),
+        _ => return None,
+    };
+    Some((value, start + size))
+}
+
 impl Cursor {
     /// Parses one command and appends its arguments to `args`. After [`Step::Incomplete`] the same
     /// cursor may go on with the same buffer made longer and the same `args`.
@@ -129,22 +147,24 @@ impl Cursor {
                 Some(b'*') => {}
                 Some(_) => return self.next_inline(buffer, args, limits),
             }
-            match number_line(buffer, self.position + 1) {
-                Line::Number { value, next } => {
-                    self.position = next;
-                    if value <= 0 {
-                        return Ok(Step::Nothing);
-                    }
-                    let count = usize::try_from(value).unwrap_or(usize::MAX);
-                    if count > limits.args_max {
-                        return Err(ProtocolError::ArrayLength);
-                    }
-                    self.args_left = count;
-                }
-                Line::Incomplete => return Ok(Step::Incomplete),
-                Line::Malformed => return Err(ProtocolError::ArrayLength),
-                Line::TooLong => return Err(ProtocolError::LineLength),
+            let (count, next) = match short_line(buffer, self.position + 1) {
+                Some(line) => line,
+                None => match number_line(buffer, self.position + 1) {
+                    // Below zero it is an empty array, too.
+                    Line::Number { value, next } => (usize::try_from(value).unwrap_or(0), next),
+                    Line::Incomplete => return Ok(Step::Incomplete),
+                    Line::Malformed => return Err(ProtocolError::ArrayLength),
+                    Line::TooLong => return Err(ProtocolError::LineLength),
+                },
+            };
+            self.position = next;
+            if count == 0 {
+                return Ok(Step::Nothing);
             }
+            if count > limits.args_max {
+                return Err(ProtocolError::ArrayLength);
+            }
+            self.args_left = count;
         }
         self.next_args(buffer, args, limits)
     }
@@ -162,12 +182,16 @@ impl Cursor {
                 Some(b'$') => {}
                 Some(other) => return Err(ProtocolError::BulkStart(char::from(*other))),
             }
-            let (length, start) = match number_line(buffer, self.position + 1) {
-                Line::Number { value, next } => (value, next),
-                Line::Incomplete => return Ok(Step::Incomplete),
-                Line::Malformed | Line::TooLong => return Err(ProtocolError::BulkLength),
+            let (length, start) = match short_line(buffer, self.position + 1) {
+                Some(line) => line,
+                None => match number_line(buffer, self.position + 1) {
+                    Line::Number { value, next } => {
+                        (usize::try_from(value).map_err(|_| ProtocolError::BulkLength)?, next)
+                    }
+                    Line::Incomplete => return Ok(Step::Incomplete),
+                    Line::Malformed | Line::TooLong => return Err(ProtocolError::BulkLength),
+                },
             };
-            let length = usize::try_from(length).map_err(|_| ProtocolError::BulkLength)?;
             if length > limits.bulk_size_max {
                 return Err(ProtocolError::BulkLength);
             }

@@ -95,7 +95,11 @@ impl Reply {
     #[inline]
     pub(super) fn bulk(&mut self, value: &[u8]) {
         self.bytes.reserve(value.len() + 32);
-        self.header(b'$', Decimal::unsigned(value.len() as u64).as_bytes());
+        match Decimal::pair(value.len()) {
+            // As it is for nearly all values.
+            Some([tens, ones]) => self.raw(&[b'$', tens, ones, b'\r', b'\n']),
+            None => self.header(b'$', Decimal::unsigned(value.len() as u64).as_bytes()),
+        }
         self.raw(value);
         self.raw(b"\r\n");
     }

@@ -180,13 +180,23 @@ impl Session {
     /// Remembers a write whose seq is known, for WAIT.
     #[inline]
     pub(super) fn wrote_at(&mut self, store: &Store, key: &[u8], seq: Seq) {
-        self.remember(store, store.shard_of(key), seq);
+        self.wrote_in(store, store.shard_of(key), seq);
+    }
+
+    /// As [`Session::wrote_at`], of a write to a shard.
+    #[inline]
+    pub(super) fn wrote_in(&mut self, store: &Store, shard: ShardIndex, seq: Seq) {
+        if self.written.len() <= usize::from(shard.0) || self.demotions != store.demotions() {
+            self.begin(store);
+        }
+        self.written[usize::from(shard.0)].seq = seq;
+        self.writes += 1;
     }
 
     /// Remembers a write. Others may have written since: a follower that has theirs has ours.
     pub(super) fn wrote(&mut self, store: &Store, key: &[u8]) {
         let shard = store.shard_of(key);
-        self.remember(store, shard, store.made(shard));
+        self.wrote_in(store, shard, store.made(shard));
     }
 
     /// Remembers a write to every shard.
@@ -195,19 +205,9 @@ impl Session {
             let head = store.made(shard);
             // A shard that had nothing to change may stand where an earlier term left it.
             if store.lineage(shard).last().is_some_and(|term| head.0 >= term.first_seq) {
-                self.remember(store, shard, head);
+                self.wrote_in(store, shard, head);
             }
         }
-    }
-
-    #[inline]
-    fn remember(&mut self, store: &Store, shard: ShardIndex, seq: Seq) {
-        let index = usize::from(shard.0);
-        if self.written.len() <= index || self.demotions != store.demotions() {
-            self.begin(store);
-        }
-        self.written[index].seq = seq;
-        self.writes += 1;
     }
 
     /// The first write of this connection, or the first since the node has followed another meanwhile: what

@@ -73,6 +73,12 @@ impl Command {
         (first..end.max(first)).step_by(usize::from(self.key_step).max(1))
     }
 
+    /// Whether it takes just one key.
+    #[inline]
+    pub(super) fn has_one_key(&self) -> bool {
+        self.first_key > 0 && i16::from(self.last_key) == i16::from(self.first_key)
+    }
+
     pub(super) fn is(&self, flag: u16) -> bool {
         self.flags & flag != 0
     }

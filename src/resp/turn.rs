@@ -16,9 +16,10 @@ use super::rules::demand;
 use super::session::Session;
 use super::table::{GET, SET, TABLE, flag, lookup};
 use super::worker::Worker;
-use crate::store::WriteError;
+use crate::slot::Place;
+use crate::store::{Store, WriteError};
 
-/// Commands parsed before the first of them is done; the store prefetches up to this many keys at a time.
+/// Commands parsed before the first of them is done: enough to hide a miss, few enough to stay in the first level.
 const LOOKAHEAD: usize = 16;
 /// Commands done in one turn.
 const COMMANDS_PER_TURN: u64 = 1024;
@@ -56,6 +57,8 @@ pub(super) struct Ahead {
 #[derive(Debug, Clone, Copy)]
 struct Parsed {
     row: Option<u8>,
+    /// Where its key belongs; none before it is looked at, and where it has none or several.
+    place: Option<Place>,
     /// Its arguments, in [`Ahead::args`].
     args_start: usize,
     args_end: usize,
@@ -154,6 +157,7 @@ impl Ahead {
                     let name = self.args[args_start];
                     self.commands.push(Parsed {
                         row: lookup(&data[name.start..name.end]),
+                        place: None,
                         args_start,
                         args_end: self.args.len(),
                         start,
@@ -188,16 +192,32 @@ impl Ahead {
         Args::new(data, &self.args[command.args_start..command.args_end])
     }
 
-    /// The keys of all commands.
-    fn keys<'a>(&'a self, data: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-        self.commands.iter().flat_map(move |command| {
-            let args = self.args(data, command);
-            let row = command.row.map(|row| &TABLE[usize::from(row)]);
-            row.map(|row| row.key_positions(args.len()))
-                .into_iter()
-                .flatten()
-                .map(move |index| args.at(index))
-        })
+    /// Finds where the commands' keys belong, and starts loading what the store will need of them.
+    #[inline]
+    fn place_keys(&mut self, data: &[u8], store: &Store) {
+        // One key alone has nothing to overlap with.
+        let is_alone = self.commands.len() == 1;
+        for command in &mut self.commands {
+            let Some(row) = command.row.map(|row| &TABLE[usize::from(row)]) else { continue };
+            let args = Args::new(data, &self.args[command.args_start..command.args_end]);
+            if !row.has_one_key() {
+                store.prefetch(row.key_positions(args.len()).map(|index| args.at(index)));
+                continue;
+            }
+            let Some(key) = args.get(row.first_key.into()) else { continue };
+            let place = store.place(key);
+            command.place = Some(place);
+            if !is_alone {
+                store.prefetch_bucket(place);
+            }
+        }
+        for command in &self.commands {
+            if let Some(place) = command.place
+                && (!is_alone || command.row != Some(GET))
+            {
+                store.prefetch_slots(place);
+            }
+        }
     }
 }
 
@@ -294,10 +314,7 @@ impl<'a> Turn<'a> {
     /// Does the commands parsed ahead; an outcome if the turn ends with one of them.
     #[inline]
     fn execute_ahead(&mut self, data: &[u8], resume: &mut usize, done: &mut u64) -> Option<Outcome> {
-        // One key alone has nothing to overlap with.
-        if self.ahead.commands.len() > 1 {
-            self.worker.context.store.prefetch(self.ahead.keys(data));
-        }
+        self.ahead.place_keys(data, &self.worker.context.store);
         for index in 0..self.ahead.commands.len() {
             let command = self.ahead.commands[index];
             *done += 1;
@@ -334,11 +351,11 @@ impl<'a> Turn<'a> {
         let Self { worker, session, ahead, reply, demands, .. } = self;
         let args = ahead.args(data, command);
         if session.queue.is_none() {
-            match (command.row, args.len()) {
-                (Some(GET), 2) => return get(worker, reply, args.at(1)),
-                (Some(SET), 3) => {
+            match (command.row, command.place, args.len()) {
+                (Some(GET), Some(place), 2) => return get(worker, reply, place, args.at(1)),
+                (Some(SET), Some(place), 3) => {
                     let may_pause = data[command.start] == b'*';
-                    return set(worker, session, reply, args.at(1), args.at(2), may_pause);
+                    return set(worker, session, reply, place, args.at(1), args.at(2), may_pause);
                 }
                 _ => {}
             }
@@ -395,15 +412,22 @@ impl<'a> Turn<'a> {
 
 /// `GET key`
 #[inline]
-fn get(worker: &Worker, reply: &mut Reply, key: &[u8]) -> Flow {
+fn get(worker: &Worker, reply: &mut Reply, place: Place, key: &[u8]) -> Flow {
     let counters = &worker.counters;
     counters.commands[usize::from(GET)].add(1);
-    match worker.context.store.read(key, |entry| reply.bulk(entry.value)) {
-        Ok(Some(())) => counters.keyspace_hits.add(1),
-        Ok(None) => {
-            reply.null();
-            counters.keyspace_misses.add(1);
+    let found = worker.context.store.read_at(place, key, |entry| match entry {
+        Some(entry) => {
+            reply.bulk(entry.value);
+            true
         }
+        None => {
+            reply.null();
+            false
+        }
+    });
+    match found {
+        Ok(true) => counters.keyspace_hits.add(1),
+        Ok(false) => counters.keyspace_misses.add(1),
         Err(error) => reply.error(&CommandError::from(error).message()),
     }
     Flow::Done
@@ -415,14 +439,15 @@ fn set(
     worker: &Worker,
     session: &mut Session,
     reply: &mut Reply,
+    place: Place,
     key: &[u8],
     value: &[u8],
     may_pause: bool,
 ) -> Flow {
     let store = &worker.context.store;
-    match store.put(key, value) {
+    match store.put_at(place, key, value, 0) {
         Ok(seq) => {
-            session.wrote_at(store, key, seq);
+            session.wrote_in(store, place.shard, seq);
             reply.ok();
         }
         Err(WriteError::ReadOnly) if may_pause && is_held(worker) => return Flow::Hold,

@@ -272,7 +272,8 @@ impl Shard {
     /// Stores a record of which it is not known yet whether its key is there. As [`Shard::put`], but the
     /// image is made while the slot is on its way from memory: what comes after its arrival is little
     /// enough for the processor to begin the next record meanwhile.
-    #[inline]
+    // One function, with all that it does in it: how well it runs must not hang on what else the compiler inlines.
+    #[inline(never)]
     pub fn put_key(&mut self, hash: u32, key: &[u8], value: &[u8], expire_at: u64) -> io::Result<&[u8]> {
         if let Some(slot) = self.derived.index.first_candidate(hash) {
             self.slots.prefetch(slot);
@@ -281,6 +282,12 @@ impl Shard {
                 return Ok(self.settle(slot, Status::Occupied, expire_at, hash, key.len() + value.len()));
             }
         }
+        self.put_other(hash, key, value, expire_at)
+    }
+
+    /// As [`Shard::put_key`], for a key that the first candidate does not hold.
+    #[inline(never)]
+    fn put_other(&mut self, hash: u32, key: &[u8], value: &[u8], expire_at: u64) -> io::Result<&[u8]> {
         self.put(hash, self.find(hash, key), key, value, expire_at)
     }
 
@@ -307,7 +314,7 @@ impl Shard {
     }
 
     /// Writes a slot's next image to the redo place, which stays void: nothing has changed yet.
-    #[inline]
+    #[inline(always)]
     fn stage(&mut self, slot: SlotIndex, status: Status, expire_at: u64, key: &[u8], value: &[u8]) {
         let image = Image { seq: self.seq.next(), status, expire_at, key, value };
         let shard = self.slots.identity.shard;
@@ -317,7 +324,7 @@ impl Shard {
     }
 
     /// Makes the staged image, with so many bytes of key and value, its slot's.
-    #[inline]
+    #[inline(always)]
     fn settle(
         &mut self,
         slot: SlotIndex,
@@ -352,7 +359,7 @@ impl Shard {
     }
 
     /// Declares the redo record whole, and copies it to its slot.
-    #[inline]
+    #[inline(always)]
     fn finish_redo(&mut self, slot: SlotIndex, size: usize) {
         compiler_fence(Ordering::SeqCst);
         let len = u32::try_from(size).expect("an image is at most 24 + 1024 + 65535 bytes");

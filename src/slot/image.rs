@@ -142,7 +142,7 @@ impl Image<'_> {
     }
 
     /// Writes header, key and value into `target`, which is exactly [`Image::size`] bytes.
-    #[inline]
+    #[inline(always)]
     pub fn write(&self, shard: ShardIndex, slot: SlotIndex, target: &mut [u8]) {
         assert_eq!(target.len(), self.size(), "image target size");
         let (key_len, value_len) = (self.key.len(), self.value.len());

@@ -63,6 +63,7 @@ impl<'a> Args<'a> {
         &self.bytes[range.start..range.end]
     }
 
+    #[inline]
     pub(super) fn get(&self, index: usize) -> Option<&'a [u8]> {
         (index < self.len()).then(|| self.at(index))
     }
