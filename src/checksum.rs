@@ -19,6 +19,18 @@ pub(crate) fn crc32c(head: u32, rest: &[u8]) -> u32 {
     by_table(head, rest)
 }
 
+/// CRC-32C of what `crc` is that of, and `rest` behind it, which is empty or of four bytes at least.
+pub(crate) fn crc32c_further(crc: u32, rest: &[u8]) -> u32 {
+    match rest.split_first_chunk() {
+        // A CRC meets the next bytes by their difference only.
+        Some((head, rest)) => crc32c(u32::from_le_bytes(*head) ^ crc, rest),
+        None => {
+            assert!(rest.is_empty(), "four bytes at least");
+            crc
+        }
+    }
+}
+
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 #[target_feature(enable = "sse4.2")]
 #[inline]
@@ -81,6 +93,17 @@ mod tests {
     fn the_check_value_is_the_one_of_its_definition() {
         assert_eq!(crc32c(u32::from_le_bytes(*b"1234"), b"56789"), 0xE306_9283);
         assert_eq!(by_table(u32::from_le_bytes(*b"1234"), b"56789"), 0xE306_9283);
+    }
+
+    #[test]
+    fn pieces_have_the_checksum_of_the_whole() {
+        let bytes: Vec<u8> = (0..40_u8).map(|number| number.wrapping_mul(151)).collect();
+        for first in 0..20 {
+            for second in (0..16).filter(|second| !(1..4).contains(second)) {
+                let in_pieces = crc32c_further(crc32c(77, &bytes[..first]), &bytes[first..first + second]);
+                assert_eq!(in_pieces, crc32c(77, &bytes[..first + second]), "{first} and {second}");
+            }
+        }
     }
 
     #[test]

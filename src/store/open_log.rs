@@ -13,7 +13,7 @@ use crate::shard::Shard;
 use crate::shard::header::{HEADER_PAGE_SIZE, Identity, State, slots_offset};
 use crate::shard::recover::{Files, Host};
 use crate::slot::{Geometry, ShardIndex};
-use crate::wal::disk::{Disk, FileDisk};
+use crate::wal::disk::{Disk, FileDisk, FirstUse};
 use crate::wal::{Log, LogError, LogOptions};
 
 use super::log::{Durability, Keeper, SyncError};
@@ -167,7 +167,11 @@ pub(super) fn open_log(
             "this store had no log until now: what was written before is made durable with the first checkpoint"
         );
     }
-    let disk = FileDisk::new(&log_path).map_err(io_error(&log_path, "open the log"))?;
+    let first_use = match options.durability {
+        Durability::Always => FirstUse::Zeroed,
+        Durability::None | Durability::Interval(_) => FirstUse::Allocated,
+    };
+    let disk = FileDisk::new(&log_path, first_use).map_err(io_error(&log_path, "open the log"))?;
     let opened = Log::open(Arc::new(disk), log_options(first.store_id, options));
     let log = opened.map_err(|error| OpenError::Log { path: log_path.clone(), error: error.into() })?;
     let log = recover(&mut StoreFiles { path, host, geometry: first.geometry }, first, log)?;

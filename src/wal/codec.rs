@@ -44,7 +44,7 @@
 
 use uuid::Uuid;
 
-use crate::checksum::crc32c;
+use crate::checksum::{crc32c, crc32c_further};
 use crate::planted::{Bug, is_planted};
 use crate::slot::ShardIndex;
 use crate::slot::image::{read_u16, read_u32, read_u64};
@@ -152,22 +152,24 @@ impl<'a> Frame<'a> {
         FRAME_HEADER_SIZE + payload.next_multiple_of(8)
     }
 
-    /// Appends the frame to `target`.
-    pub fn write(&self, target: &mut Vec<u8>) {
-        let start = target.len();
+    /// The frame's bytes: header, the payload's whole words, and what is left of it, padded to a word.
+    #[must_use]
+    pub fn pieces(&self) -> ([u8; FRAME_HEADER_SIZE], &'a [u8], Option<[u8; 8]>) {
         let payload_size = u32::try_from(self.payload.len()).expect("a payload is smaller than a segment");
-        target.extend_from_slice(&[0; 4]);
-        target.extend_from_slice(&payload_size.to_le_bytes());
-        target.extend_from_slice(&self.position.0.to_le_bytes());
-        target.extend_from_slice(&self.durable.0.to_le_bytes());
-        target.extend_from_slice(&self.epoch.to_le_bytes());
-        target.extend_from_slice(&self.shard.0.to_le_bytes());
-        target.extend_from_slice(&(self.kind as u16).to_le_bytes());
-        target.extend_from_slice(&[0; 4]);
-        target.extend_from_slice(self.payload);
-        target.resize(start + Self::size(self.payload.len()), 0);
-        let crc = crc32c(payload_size, &target[start + 8..]);
-        target[start..start + 4].copy_from_slice(&crc.to_le_bytes());
+        let (words, rest) = self.payload.split_at(self.payload.len() / 8 * 8);
+        let last =
+            (!rest.is_empty()).then(|| std::array::from_fn(|place| rest.get(place).copied().unwrap_or(0)));
+        let mut header = [0; FRAME_HEADER_SIZE];
+        header[4..8].copy_from_slice(&payload_size.to_le_bytes());
+        header[8..16].copy_from_slice(&self.position.0.to_le_bytes());
+        header[16..24].copy_from_slice(&self.durable.0.to_le_bytes());
+        header[24..32].copy_from_slice(&self.epoch.to_le_bytes());
+        header[32..34].copy_from_slice(&self.shard.0.to_le_bytes());
+        header[34..36].copy_from_slice(&(self.kind as u16).to_le_bytes());
+        let crc = crc32c_further(crc32c(payload_size, &header[8..]), words);
+        let crc = crc32c_further(crc, last.as_ref().map_or(&[], |last| &last[..]));
+        header[..4].copy_from_slice(&crc.to_le_bytes());
+        (header, words, last)
     }
 
     /// The frame at the beginning of `bytes`, which lie at `position`; none if there is no good one.

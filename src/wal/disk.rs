@@ -21,8 +21,8 @@ pub const CHECKPOINT_FILE: u32 = 0;
 pub trait Disk: Send + Sync {
     /// All files and their sizes.
     fn files(&self) -> io::Result<Vec<(u32, u64)>>;
-    /// Makes a file of zeros. It is durable when this returns, its place in the directory too, and writing it
-    /// changes nothing but its bytes.
+    /// Makes a file of zeros. It is durable when this returns, its place in the directory too, and there is room for
+    /// all that will be written to it.
     fn create(&self, file: u32, size: u64) -> io::Result<()>;
     /// Removes a file; it may come back after a power cut.
     fn remove(&self, file: u32) -> io::Result<()>;
@@ -40,17 +40,29 @@ pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// What a file's blocks are when it is made. Each is allocated, and reads as zeros; but on most file systems one that
+/// was never written is marked so, and the sync behind its first write has to change that mark, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstUse {
+    /// They are written with zeros, so that all syncs are alike: for those whom somebody waits for.
+    Zeroed,
+    /// They are left as they are, as writing everything twice is most of what a log costs until its files are used
+    /// again: for syncs that are few, and nobody waits for.
+    Allocated,
+}
+
 /// A directory that holds `checkpoint` and `NNNN.wal`.
 #[derive(Debug)]
 pub struct FileDisk {
     directory: PathBuf,
+    first_use: FirstUse,
     /// Open from creation to exit: the kernel reports a failed write-back to who had the file open then.
     open: Mutex<HashMap<u32, Arc<File>>>,
 }
 
 impl FileDisk {
     /// The log in `directory`, which is made if it is not there.
-    pub fn new(directory: &Path) -> io::Result<Self> {
+    pub fn new(directory: &Path, first_use: FirstUse) -> io::Result<Self> {
         match fs::create_dir(directory) {
             Ok(()) => {
                 let parent = directory.parent().unwrap_or(Path::new("."));
@@ -59,7 +71,7 @@ impl FileDisk {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
-        Ok(Self { directory: directory.into(), open: Mutex::default() })
+        Ok(Self { directory: directory.into(), first_use, open: Mutex::default() })
     }
 
     fn path(&self, file: u32) -> PathBuf {
@@ -83,14 +95,15 @@ impl FileDisk {
         File::open(&self.directory)?.sync_all()
     }
 
-    fn fill_with_zeros(&self, file: u32, size: u64) -> io::Result<()> {
-        const STEP: usize = 256 << 10;
+    fn make(&self, file: u32, size: u64) -> io::Result<()> {
         let len = usize::try_from(size).map_err(io::Error::other)?;
         let opened = create_file(&self.path(file), len)?;
-        // Allocated is not enough: a block's first write would change the file's metadata.
-        let zeros = vec![0; STEP.min(len)];
-        for offset in (0..len).step_by(STEP) {
-            opened.write_all_at(&zeros[..STEP.min(len - offset)], offset as u64)?;
+        if self.first_use == FirstUse::Zeroed {
+            const STEP: usize = 256 << 10;
+            let zeros = vec![0; STEP.min(len)];
+            for offset in (0..len).step_by(STEP) {
+                opened.write_all_at(&zeros[..STEP.min(len - offset)], offset as u64)?;
+            }
         }
         opened.sync_all()?;
         self.open.lock().insert(file, Arc::new(opened));
@@ -118,7 +131,7 @@ impl Disk for FileDisk {
     }
 
     fn create(&self, file: u32, size: u64) -> io::Result<()> {
-        let made = self.fill_with_zeros(file, size);
+        let made = self.make(file, size);
         if made.is_err() {
             // Give the space back; the first error is the one to report.
             drop(fs::remove_file(self.path(file)));
@@ -150,21 +163,24 @@ mod tests {
 
     #[test]
     fn a_directory_keeps_what_was_written_under_its_number() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("wal");
-        let disk = FileDisk::new(&path).unwrap();
-        disk.create(CHECKPOINT_FILE, 100).unwrap();
-        disk.create(7, 300_000).unwrap();
-        disk.write(7, 299_990, b"the end").unwrap();
-        disk.sync(7).unwrap();
-        fs::write(path.join("notes.txt"), "none of ours").unwrap();
-        let disk = FileDisk::new(&path).unwrap();
-        assert_eq!(disk.files().unwrap(), [(CHECKPOINT_FILE, 100), (7, 300_000)]);
-        let mut found = [0; 7];
-        disk.read(7, 299_990, &mut found).unwrap();
-        assert_eq!(&found, b"the end");
-        assert!(disk.read(7, 299_999, &mut found).is_err(), "behind the end");
-        disk.remove(7).unwrap();
-        assert_eq!(disk.files().unwrap().len(), 1);
+        for first_use in [FirstUse::Zeroed, FirstUse::Allocated] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("wal");
+            let disk = FileDisk::new(&path, first_use).unwrap();
+            disk.create(CHECKPOINT_FILE, 100).unwrap();
+            disk.create(7, 300_000).unwrap();
+            disk.write(7, 299_990, b"the end").unwrap();
+            disk.sync(7).unwrap();
+            fs::write(path.join("notes.txt"), "none of ours").unwrap();
+            let disk = FileDisk::new(&path, first_use).unwrap();
+            assert_eq!(disk.files().unwrap(), [(CHECKPOINT_FILE, 100), (7, 300_000)]);
+            let mut found = [1; 300_000];
+            disk.read(7, 0, &mut found).unwrap();
+            assert!(found[..299_990].iter().all(|byte| *byte == 0), "{first_use:?}");
+            assert_eq!(&found[299_990..299_997], b"the end");
+            assert!(disk.read(7, 299_999, &mut [0; 7]).is_err(), "behind the end");
+            disk.remove(7).unwrap();
+            assert_eq!(disk.files().unwrap().len(), 1);
+        }
     }
 }

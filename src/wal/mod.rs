@@ -5,8 +5,8 @@
 //!
 //! Always true:
 //! - a position only rises; a frame is good at its own position only, so nothing old is taken for new;
-//! - a segment's header is durable before its first frame is written, and its file's blocks are allocated and
-//!   zeroed before that, so that a sync writes bytes and no metadata;
+//! - a segment's header is durable before its first frame is written, and its file's blocks are allocated before
+//!   that, so that there is room; see [`disk::FirstUse`] for what its first syncs write beside bytes;
 //! - nothing is used again before the checkpoint that gives it up is durable;
 //! - after the first failed write or sync the log takes nothing more, and does not try again.
 //!
@@ -40,6 +40,9 @@ use read::{Survey, walk};
 
 /// Smallest segment: the largest record must fit.
 pub const SEGMENT_SIZE_MIN: u32 = 128 << 10;
+
+/// A payload from so many bytes on is not copied into the log's buffer.
+const DIRECT_SIZE_MIN: usize = 32 << 10;
 
 /// Why the log does not go on.
 #[derive(Debug, thiserror::Error)]
@@ -210,6 +213,12 @@ impl Log {
         Ok(())
     }
 
+    /// Bytes of a segment.
+    #[must_use]
+    pub fn segment_size(&self) -> u32 {
+        self.options.segment_size
+    }
+
     /// The largest payload of a frame.
     #[must_use]
     pub fn payload_size_max(&self) -> usize {
@@ -246,7 +255,7 @@ impl Log {
         (u32::try_from(self.live.len()).unwrap_or(u32::MAX), self.options.segments_max)
     }
 
-    /// Appends a frame. It is not written before [`Log::write`] or a new segment. On [`LogError::Full`] and
+    /// Appends a frame. All of it is written by [`Log::write`], and some or none before. On [`LogError::Full`] and
     /// [`LogError::NoSpace`] nothing has changed.
     pub fn append(
         &mut self,
@@ -263,14 +272,33 @@ impl Log {
         if size + FRAME_HEADER_SIZE > self.room() {
             self.roll()?;
         }
-        self.push(&Frame { position: self.end, durable: self.durable, epoch, shard, kind, payload });
+        self.push(&Frame { position: self.end, durable: self.durable, epoch, shard, kind, payload })
+    }
+
+    fn push(&mut self, frame: &Frame<'_>) -> Result<(), LogError> {
+        let (header, words, last) = frame.pieces();
+        self.keep(&header);
+        if words.len() < DIRECT_SIZE_MIN {
+            self.keep(words);
+        } else {
+            // What is large goes from where it is to the system: what copies it once more is half of the work.
+            self.write()?;
+            self.write_at(self.end.offset().into(), words)?;
+            self.advance(words.len());
+        }
+        if let Some(last) = last {
+            self.keep(&last);
+        }
         Ok(())
     }
 
-    fn push(&mut self, frame: &Frame<'_>) {
-        frame.write(&mut self.buffer);
-        let size =
-            u32::try_from(Frame::size(frame.payload.len())).expect("a frame is smaller than a segment");
+    fn keep(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+        self.advance(bytes.len());
+    }
+
+    fn advance(&mut self, size: usize) {
+        let size = u32::try_from(size).expect("a frame is smaller than a segment");
         self.end = Position::new(self.end.segment(), self.end.offset() + size);
     }
 
@@ -296,7 +324,7 @@ impl Log {
             shard: ShardIndex(0),
             kind: Kind::End,
             payload: &[],
-        });
+        })?;
         self.write()?;
         self.live.push_back(next);
         self.end = Position::start(next.number);
@@ -348,12 +376,22 @@ impl Log {
         if self.buffer.is_empty() {
             return Ok(());
         }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let start = self.end.offset() as usize - buffer.len();
+        let written = self.write_at(start as u64, &buffer);
+        if written.is_ok() {
+            buffer.clear();
+        }
+        self.buffer = buffer;
+        written
+    }
+
+    /// Writes bytes to the current segment.
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), LogError> {
         let current = self.live.back().expect("a log that was begun has a segment").file;
-        let offset = self.end.offset() as usize - self.buffer.len();
-        if let Err(error) = self.disk.write(current, offset as u64, &self.buffer) {
+        if let Err(error) = self.disk.write(current, offset, bytes) {
             return Err(self.fail(current, "write", error));
         }
-        self.buffer.clear();
         if self.unsynced.last() != Some(&current) {
             self.unsynced.push(current);
         }

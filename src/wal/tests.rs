@@ -120,6 +120,40 @@ fn what_was_appended_is_visited_again_over_many_segments_and_openings() {
     assert!(log.end().segment() > 12, "{log:?}");
 }
 
+/// Large payloads go to the disk without a copy, between small ones that wait in the buffer.
+#[test]
+fn large_payloads_are_visited_again_and_after_a_power_cut_up_to_a_torn_one() {
+    let size = |number: usize| match number % 3 {
+        0 => number % 50,
+        _ => DIRECT_SIZE_MIN - 10 + number * 7 % 20,
+    };
+    let payload = |number: usize| vec![number.to_le_bytes()[0]; size(number)];
+    let mut torn = 0;
+    for seed in 1..40 {
+        let disk = SimulatedDisk::new(Arc::new(Steps(AtomicU64::new(seed))));
+        let mut log = begin(&disk);
+        let (mut all, marked) = fill(&mut log, 3, 4, payload);
+        let last = log.append(ShardIndex(9), 7, Kind::Records, &payload(101));
+        last.expect("room");
+        all.push((Position::default(), ShardIndex(9), Kind::Records, payload(101)));
+        let mut seen = Seen::new();
+        open(&disk.after_power_cut(), &mut seen).unwrap();
+        assert!(
+            seen.iter().zip(&all).all(|(seen, made)| (seen.1, &seen.3) == (made.1, &made.3)),
+            "seed {seed}"
+        );
+        let durable = all.iter().filter(|frame| frame.0 < marked && frame.0 != Position::default()).count();
+        assert!((durable..=all.len()).contains(&seen.len()), "seed {seed}: {} of {durable}", seen.len());
+        torn += usize::from(seen.len() < all.len());
+        log.sync().unwrap();
+        let mut seen = Seen::new();
+        open(&disk.after_power_cut(), &mut seen).unwrap();
+        assert_eq!(seen.len(), all.len(), "seed {seed}");
+        assert_eq!(seen[..all.len() - 1], all[..all.len() - 1], "seed {seed}");
+    }
+    assert!(torn > 0, "no power cut tore a frame");
+}
+
 #[test]
 fn a_cut_log_is_read_from_its_cut_and_its_files_are_used_again() {
     let disk = disk();
