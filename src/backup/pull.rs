@@ -314,7 +314,7 @@ impl<'a> Core<'a> {
     ) -> Result<(), PullError> {
         match (self.state, frame.kind) {
             (State::Handshake, Kind::Welcome) => self.welcome(Welcome::read(frame)?, figures)?,
-            (State::Handshake, Kind::Refuse) => return Err(PullError::Refused(Refuse::read(frame)?)),
+            (_, Kind::Refuse) => return Err(PullError::Refused(Refuse::read(frame)?)),
             (State::Handshake, Kind::Regain) => return Err(PullError::Regaining),
             (State::Scan | State::Stream, _) if frame.epoch != self.epoch => {
                 return Err(PullError::Epoch { found: frame.epoch, wanted: self.epoch });

@@ -279,7 +279,11 @@ impl Attached {
             {
                 break;
             }
-            env.store.push_slot(self.shard, slot, out).map_err(|error| LinkError::Slot { slot, error })?;
+            env.store.push_slot(self.shard, slot, out).map_err(|error| LinkError::Slot {
+                shard: self.shard,
+                slot,
+                error,
+            })?;
             *at += 1;
         }
         let payload = end_batch(out, FLAG_WANTED, self.epoch);

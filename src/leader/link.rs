@@ -136,8 +136,10 @@ pub enum LinkError {
     #[error("this leader waits no longer for what it lost")]
     RegainOver,
     /// A slot is damaged; it is not sent, and nothing behind it can be.
-    #[error("scan: slot {slot}: {error}")]
+    #[error("shard {shard}: slot {slot}: {error}")]
     Slot {
+        /// Its shard.
+        shard: ShardIndex,
         /// Its place.
         slot: SlotIndex,
         /// What is wrong with it.
@@ -407,7 +409,19 @@ impl Link {
                     continue;
                 }
                 State::Attached(_) if spent >= budget => Next::Again,
-                State::Attached(attached) => attached.next(self.outbox.frames(), env)?,
+                State::Attached(attached) => match attached.next(self.outbox.frames(), env) {
+                    Err(error @ LinkError::Slot { .. }) => {
+                        // Half a batch.
+                        self.outbox.frames().clear();
+                        refuse_damaged(&error).push(self.outbox.frames(), attached.epoch());
+                        let deadline = env.now.monotonic + env.options.handshake_timeout;
+                        let shard = attached.shard();
+                        self.state = State::Ending { deadline, end: Some(error) };
+                        env.store.release(shard);
+                        continue;
+                    }
+                    next => next?,
+                },
             };
             match next {
                 Next::Frame => has_records = true,
@@ -424,6 +438,15 @@ impl Link {
             attached.publish(env);
         }
     }
+}
+
+/// Whoever waits for the slot learns why it does not come, and what helps.
+fn refuse_damaged(error: &LinkError) -> Refuse {
+    let text = format!(
+        "{error}: nothing behind that slot is sent; it heals when its key is written or deleted here, or when \
+         this node follows one that has it (`slotstream inspect` and `verify` tell more)"
+    );
+    Refuse::new(RefuseCode::Damaged, text)
 }
 
 /// A follower answers in its leader's epoch; one that is in a newer epoch has met the leader's successor.

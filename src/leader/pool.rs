@@ -550,9 +550,9 @@ impl Complaints {
         if let LinkError::Refused(refuse) = error {
             *env.links.totals.refusals.lock().entry(refuse.code.as_str()).or_default() += 1;
         }
-        if let LinkError::Slot { slot, error } = error {
+        if let LinkError::Slot { shard, slot, error } = error {
             env.links.totals.damaged_slots_met.fetch_add(1, Relaxed);
-            tracing::error!(%peer, shard, %slot, "damaged slot, not sent: {error}");
+            tracing::error!(%peer, shard = shard.0, %slot, "damaged slot, not sent: {error}");
             return;
         }
         if let Some(shard) = shard.filter(|_| !error.is_protocol()) {

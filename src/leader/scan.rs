@@ -120,7 +120,7 @@ impl ScanSender {
             let len = out.len();
             is_through = !store
                 .scan_next(self.shard, &mut self.scan, out, bytes_max)
-                .map_err(|(slot, error)| LinkError::Slot { slot, error })?;
+                .map_err(|(slot, error)| LinkError::Slot { shard: self.shard, slot, error })?;
             let is_full =
                 out.len() > HEADER_SIZE && out.len() + store.geometry().image_size_max() > bytes_max;
             if is_through || is_full || (out.len() == len && len > HEADER_SIZE) {

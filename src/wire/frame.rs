@@ -176,10 +176,10 @@ pub const EPOCH_MAX: u64 = 1 << 48;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// A Redis server (or our own RESP port) answered a follower.
-    #[error("the peer speaks the Redis protocol: is this its RESP port? --leader wants the replication port")]
+    #[error("the peer speaks the Redis protocol: is this its RESP port? Wanted is the replication port")]
     RedisServer,
     /// An HTTP server answered a follower.
-    #[error("the peer speaks HTTP: is this its metrics port? --leader wants the replication port")]
+    #[error("the peer speaks HTTP: is this its metrics port? Wanted is the replication port")]
     HttpServer,
     /// A Redis client connected to a leader's replication port.
     #[error("a Redis client connected to the replication port; clients want the port given with --listen")]

@@ -8,7 +8,7 @@
 //! |-----------|--------------------|---------------------------------------------------------------|
 //! | Hello     | follower -> leader | first; who I am, what I hold                                  |
 //! | Welcome   | leader -> follower | Hello is fine; where the scan begins                          |
-//! | Refuse    | leader -> follower | Hello is not fine; the leader closes after it                 |
+//! | Refuse    | leader -> follower | Hello is not fine, or a slot is damaged; the leader closes after |
 //! | Want      | follower -> leader | slots that it asks for before the scan; none = it has all      |
 //! | SlotBatch | leader -> follower | records of a scan (flag SCAN), of the stream (STREAM), of slots that were asked for (WANTED) |
 //! | ScanStart | leader -> follower | a ring overflowed: a scan begins                              |

@@ -34,6 +34,8 @@ pub enum RefuseCode {
     NotLeader,
     /// The leader gets back what it lost in a crash, and takes followers then.
     Regaining,
+    /// A slot that the follower needs is damaged at the leader. Comes when it is met, in the middle of a link.
+    Damaged,
     /// A code of a later version.
     Other(u16),
 }
@@ -56,6 +58,7 @@ impl RefuseCode {
             Self::TooManyFollowers => FIRST_TEMPORARY_CODE,
             Self::NotLeader => FIRST_TEMPORARY_CODE + 1,
             Self::Regaining => FIRST_TEMPORARY_CODE + 2,
+            Self::Damaged => FIRST_TEMPORARY_CODE + 3,
             Self::Other(code) => code,
         }
     }
@@ -75,6 +78,7 @@ impl RefuseCode {
             FIRST_TEMPORARY_CODE => Self::TooManyFollowers,
             257 => Self::NotLeader,
             258 => Self::Regaining,
+            259 => Self::Damaged,
             code => Self::Other(code),
         }
     }
@@ -94,6 +98,7 @@ impl RefuseCode {
             Self::TooManyFollowers => "too_many_followers",
             Self::NotLeader => "not_leader",
             Self::Regaining => "regaining",
+            Self::Damaged => "damaged",
             Self::Other(_) => "other",
         }
     }
@@ -105,7 +110,7 @@ impl RefuseCode {
     }
 }
 
-/// Leader -> follower. The Hello is not fine; the leader closes after this.
+/// Leader -> follower. The Hello is not fine, or a slot is damaged; the leader closes after this.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refuse {
     /// What is wrong.

@@ -260,6 +260,81 @@ fn what_does_not_belong_together_is_refused() {
     assert_good(&restore(&[&damaged], &to));
 }
 
+/// A backup that silently lacks a record is worse than none.
+#[test]
+fn a_damaged_slot_ends_a_backup_with_its_place_and_what_helps() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let at = |name: &str| directory.path().join(name);
+    let mut leader = Node::leader(&at("leader"), SIZES);
+    for number in 0..100 {
+        let key = format!("key:{number}");
+        assert_eq!(leader.client().call(&["SET", &key, "precious"]).text(), "OK");
+    }
+    assert!(leader.terminate().0.success());
+    let file = leader.directory.join("shards/0001.slots");
+    let mut bytes = std::fs::read(&file).expect("a shard file");
+    // Not the redo record, which comes first, and not the last write, which that would heal.
+    let values = bytes.windows(8).enumerate().filter(|(_, window)| *window == b"precious");
+    let in_a_value = values.map(|(position, _)| position).nth(10).expect("a record");
+    bytes[in_a_value] ^= 1;
+    std::fs::write(&file, &bytes).expect("written");
+    leader.restart();
+    let to = at("to");
+    let output = backup(&leader, &to, None);
+    assert_refused(&output, "shard 1: leader refuses: shard 1: slot ");
+    assert!(stderr(&output).contains("heals when its key is written or deleted"), "{}", stderr(&output));
+    assert_eq!(std::fs::read_dir(&to).expect("lists").count(), 0);
+    // A follower is told, too.
+    let follower = Node::follower(&at("follower"), &leader, &[]);
+    wait_until("the follower knows why", PATIENCE, || {
+        follower.status()["shards"].to_string().contains("heals when its key is written or deleted")
+    });
+    let mut client = leader.client();
+    let keys = (0..100).map(|number| format!("key:{number}"));
+    let is_bad = |key: &String| matches!(client.call(&["GET", key]), Reply::Error(_));
+    let bad: Vec<String> = keys.filter(is_bad).collect();
+    assert_eq!(bad.len(), 1, "{bad:?}");
+    assert_eq!(leader.client().call(&["SET", &bad[0], "again"]).text(), "OK");
+    assert_good(&backup(&leader, &to, None));
+    wait_in_sync(&leader, &follower);
+    assert_good(&restore(&[&to], &at("restored")));
+    assert!(leader.terminate().0.success());
+    assert_equal(&leader.directory, &at("restored"));
+}
+
+#[test]
+fn object_storage_is_refused_where_it_is_not_built_in_or_has_no_place() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let s3 = Path::new("s3://bucket/place");
+    let output = restore(&[directory.path()], s3);
+    assert_refused(&output, "wanted a directory of this machine");
+    if !cfg!(feature = "s3") {
+        for output in [
+            run_command(command(&["backup", "127.0.0.1:1", "--to"]).arg(s3), PATIENCE),
+            restore(&[s3], &directory.path().join("to")),
+        ] {
+            assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+            assert!(stderr(&output).contains("build it with `--features s3`"), "{}", stderr(&output));
+        }
+    }
+}
+
+#[test]
+fn what_is_no_leader_is_told_once_and_in_words_of_the_command() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let leader = Node::leader(&directory.path().join("leader"), SIZES);
+    let to = directory.path().join("to");
+    for (port, wanted) in [(leader.ports.listen, "RESP port"), (leader.ports.http_listen, "metrics port")] {
+        let mut command = command(&["backup", &port.to_string(), "--to"]);
+        let output = run_command(command.arg(&to), PATIENCE);
+        assert_refused(&output, wanted);
+        let text = stderr(&output);
+        assert_eq!(text.matches(wanted).count(), 1, "{text}");
+        assert!(!text.contains("--leader"), "{text}");
+    }
+    assert!(!to.exists(), "a refused backup made the directory");
+}
+
 #[test]
 fn a_base_with_writes_that_the_leader_never_had_is_refused() {
     let directory = tempfile::tempdir().expect("temp dir");

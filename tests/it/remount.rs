@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::power_cuts::{WrittenBack, shut_down};
 use crate::harness::{Node, PATIENCE, Reply, command, run_command, stdout, wait_until};
+use crate::power_cuts::{WrittenBack, shut_down};
 
 const SIZES: &[&str] = &["--shard-count", "2", "--key-size", "16", "--value-size", "64"];
 const KEYS: usize = 1_000;

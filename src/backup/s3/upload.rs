@@ -106,6 +106,10 @@ impl Write for Upload {
         if self.buffer.len() == PART_SIZE {
             self.send()?;
         }
+        if self.buffer.capacity() == 0 {
+            // All of it at once: growing would leave up to twice as much. What stays empty takes no memory.
+            self.buffer.reserve_exact(PART_SIZE);
+        }
         let taken = bytes.len().min(PART_SIZE - self.buffer.len());
         self.buffer.extend_from_slice(&bytes[..taken]);
         Ok(taken)

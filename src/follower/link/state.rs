@@ -72,7 +72,6 @@ impl Core {
                 return Err(LinkError::Epoch { found: frame.epoch, wanted: self.epoch });
             }
             (State::Lending, Kind::Welcome) => return self.welcome(&Welcome::read(frame)?, env),
-            (State::Lending, Kind::Refuse) => return Err(LinkError::Refused(Refuse::read(frame)?)),
             (State::Lending, Kind::Ack) => {
                 let ack = Ack::read(frame)?;
                 self.lender.as_mut().map_or(Ok(()), |lender| lender.acked(ack))?;
@@ -105,6 +104,8 @@ impl Core {
             (_, Kind::Heartbeat) => {
                 self.heartbeat(Heartbeat::read(frame)?, env);
             }
+            // Also in the middle: a slot that comes next is damaged there.
+            (_, Kind::Refuse) => return Err(LinkError::Refused(Refuse::read(frame)?)),
             (_, kind) => return Err(LinkError::Unexpected { kind }),
         }
         Ok(())
