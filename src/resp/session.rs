@@ -8,10 +8,10 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
-use crate::counters::feeds::Reader;
 use crate::slot::{Seq, ShardIndex};
-use crate::store::{ChangeFeed, Store};
+use crate::store::Store;
 
+use super::kept::KeptFeeds;
 use super::parse::Arg;
 
 /// What CLIENT LIST shows of a connection; written by its worker, read by anybody.
@@ -154,14 +154,6 @@ pub(super) struct Session {
     pub(super) writes: u64,
     /// Where XREAD is.
     pub(super) feeds: Option<Arc<KeptFeeds>>,
-}
-
-/// What an XREAD leaves for the connection's next one.
-#[derive(Debug)]
-pub(super) struct KeptFeeds {
-    /// So that the next one need not look for its place.
-    pub(super) feeds: Mutex<Vec<ChangeFeed>>,
-    pub(super) reader: Arc<Reader>,
 }
 
 /// A connection's last write to a shard.

@@ -14,6 +14,8 @@ use tokio::sync::Notify;
 use super::bell::Bell;
 use super::connection::Connection;
 use super::context::Context;
+use super::feeds::Lookout;
+use super::kept::AllKept;
 use super::parse::Limits;
 use super::rules::Rules;
 use super::server::Options;
@@ -33,6 +35,8 @@ pub(super) struct Worker {
     pub(super) clients: Arc<Clients>,
     pub(super) rate: Arc<Rate>,
     pub(super) bell: Arc<Bell>,
+    pub(super) lookout: Arc<Lookout>,
+    pub(super) kept_feeds: AllKept,
     pub(super) rules: Arc<Rules>,
     /// Buffers of the turn under way; only this worker's thread locks them.
     pub(super) scratch: Mutex<Scratch>,
@@ -109,6 +113,8 @@ impl Worker {
             clients,
             rate,
             bell: Arc::default(),
+            lookout: Arc::default(),
+            kept_feeds: AllKept::default(),
             rules,
             scratch: Mutex::new(Scratch::new()),
             now_ms,
@@ -124,6 +130,7 @@ impl Worker {
     fn tick(&self) {
         let now_ms = self.context.node.uptime_ms();
         self.now_ms.store(now_ms, Ordering::Relaxed);
+        self.kept_feeds.forget_idle(now_ms);
         if self.index == 0 {
             self.rate.sample(now_ms, self.all_counters.commands_processed());
         }
@@ -152,6 +159,7 @@ pub(super) fn run(worker: Arc<Worker>, listener: TcpListener) {
             () = accept(&worker, listener) => {}
             () = tick(&worker) => {}
             () = worker.bell.attend() => {}
+            () = worker.lookout.attend(&worker.context.store) => {}
         }
     });
 }

@@ -5,12 +5,11 @@
 //! last one that it has, on whatever node, and misses no slot; `0` is before all changes, `$` behind them. An id
 //! that a failover has dropped is answered `LOSTSEQ`.
 //!
-//! A client that waits looks again by itself: a writer knows nothing of it.
+//! Who waits is woken by its worker, which looks for all (see [`super::super::feeds`]): a writer knows nothing of it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::super::error::CommandError;
@@ -19,9 +18,9 @@ use super::super::reply::Reply;
 use super::super::worker::Worker;
 use super::{Call, Flow, position, wait};
 use crate::counters::feeds::Feeds;
-use crate::resp::session::KeptFeeds;
+use crate::resp::feeds::{LOOK_INTERVAL, Waiting};
+use crate::resp::kept::KeptFeeds;
 use crate::slot::{Seq, ShardIndex, SlotIndex, SlotView, Status};
-use crate::store::feed::{NAP_MAX, NAP_MIN};
 use crate::store::{ChangeFeed, ChangeId, Fed, FeedError, Store};
 
 const PREFIX: &[u8] = b"changes:";
@@ -31,8 +30,6 @@ const COUNT_DEFAULT: usize = 1_000;
 const COUNT_MAX: usize = 10_000;
 /// A reply ends above this many bytes, all streams together.
 const REPLY_BYTES_MAX: usize = 1 << 20;
-/// Slots that one connection looks out for at one time, all streams together: a megabyte while it does.
-const PLAN_SLOTS_MAX: usize = 1 << 15;
 
 /// A client's XREAD.
 #[derive(Debug)]
@@ -125,12 +122,11 @@ fn parse(call: &mut Call<'_>) -> Result<Read, CommandError> {
             "ERR Unbalanced 'xread' list of streams: for each stream key an ID or '$' must be specified.",
         ));
     }
-    let new = || {
-        let reader = call.worker.all_counters.feeds.join();
-        Arc::new(KeptFeeds { feeds: Mutex::default(), reader })
-    };
+    let worker = call.worker;
+    let new = || worker.kept_feeds.join(worker.all_counters.feeds.join());
     let kept = Arc::clone(call.session.feeds.get_or_insert_with(new));
-    let mut known = std::mem::take(&mut *kept.feeds.lock());
+    let plan_slots_max = worker.kept_feeds.slots_per_reader() / count;
+    let mut known = kept.take();
     let mut feeds: Vec<ChangeFeed> = Vec::with_capacity(count);
     for (name, id) in (names..names + count).map(|at| (args.at(at), args.at(at + count))) {
         let shard = shard(call, name)?;
@@ -141,7 +137,7 @@ fn parse(call: &mut Call<'_>) -> Result<Read, CommandError> {
         let place = known.iter().position(|feed| feed.shard() == shard && feed.last() == last);
         let feed = place.map(|place| known.swap_remove(place));
         kept.reader.note(shard.0, last.seq.0);
-        feeds.push(feed.unwrap_or_else(|| ChangeFeed::new(shard, last, PLAN_SLOTS_MAX / count)));
+        feeds.push(feed.unwrap_or_else(|| ChangeFeed::new(shard, last, plan_slots_max)));
     }
     Ok(Read { feeds, kept, count_max, block })
 }
@@ -182,7 +178,7 @@ impl Read {
             Block::No | Block::Ever => None,
         };
         let before: Vec<Seq> = self.feeds.iter().map(|feed| feed.last().seq).collect();
-        let mut nap = NAP_MIN;
+        let mut waiting = None;
         loop {
             let streams = match self.round(&worker.context.store).await {
                 Ok(streams) => streams,
@@ -199,16 +195,22 @@ impl Read {
             let left = match (self.block, deadline) {
                 (Block::No, _) => Duration::ZERO,
                 (_, Some(deadline)) => deadline.saturating_duration_since(Instant::now()),
-                (_, None) => NAP_MAX,
+                (_, None) => LOOK_INTERVAL,
             };
             if left.is_zero() || streams.iter().any(|entries| entries.count > 0) {
                 let reply = self.reply(&streams, resp3);
                 self.count(&streams, &before, &worker.all_counters.feeds);
-                *self.kept.feeds.lock() = self.feeds;
+                self.kept.keep(self.feeds, worker.now_ms());
                 return reply;
             }
-            tokio::time::sleep(nap.min(left)).await;
-            nap = (nap * 2).min(NAP_MAX);
+            match &waiting {
+                Some(waiting) => Waiting::changed(waiting, left).await,
+                // What has changed since the look is seen by another one.
+                None => {
+                    let shards = self.feeds.iter().map(ChangeFeed::shard).collect();
+                    waiting = Some(worker.lookout.wait_for(&worker.context.store, shards));
+                }
+            }
         }
     }
 
