@@ -22,6 +22,7 @@ mod progress;
 mod role;
 mod roles;
 mod saves;
+mod settings;
 mod sweep;
 mod switchover;
 
@@ -51,6 +52,7 @@ pub use crate::region::fault::exit_on_bus_error;
 use memory::{LeaderAt, Memory, Remembered};
 use role::{Parts, Running};
 use roles::Director;
+use settings::Settings;
 
 /// Where a node takes followers if nobody says.
 const REPLICATION: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8379);
@@ -324,6 +326,8 @@ impl Base {
         let mut node = resp::Node::new(resp::Role::Leader);
         node.replication_port = self.replication.local_addr()?.port();
         node.saves = Arc::clone(&self.view.saves);
+        let directory = self.data_dir.canonicalize().unwrap_or_else(|_| self.data_dir.clone());
+        node.config = vec![("dir".to_owned(), directory.display().to_string())];
         let resp_port = self.resp_port.address.port();
         Ok(Parts {
             store: Arc::clone(store),
@@ -380,11 +384,15 @@ impl Base {
                 stop.set();
             }),
         };
+        let settings = Settings::new(&self.data_dir, common.replication.demands());
+        let demands = settings.recall()?;
+        let keeper = resp::Keeper::new(move |demands| settings.keep(demands));
         let defaults = resp::Options::default();
         let options = resp::Options {
             workers: common.workers.map_or(defaults.workers, usize::from),
             clients_max: usize::try_from(common.max_clients).unwrap_or(usize::MAX),
-            demands: common.replication.demands(),
+            demands,
+            keeper: Some(keeper),
             ..defaults
         };
         let address = self.resp_port.address;

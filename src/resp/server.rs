@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::context::Context;
 use super::rules::{Demands, Rules};
+use super::settings::Keeper;
 use super::table;
 use super::worker::{self, Shared, Worker};
 use crate::counters::Counters;
@@ -32,6 +33,8 @@ pub struct Options {
     pub command_size_max: usize,
     /// What reads and writes demand of replication, until CONFIG SET says otherwise.
     pub demands: Demands,
+    /// What CONFIG REWRITE does, where there is something that lasts.
+    pub keeper: Option<Keeper>,
 }
 
 impl Default for Options {
@@ -45,6 +48,7 @@ impl Default for Options {
             args_max: 1 << 20,
             command_size_max: 256 << 20,
             demands: Demands::default(),
+            keeper: None,
         }
     }
 }

@@ -44,6 +44,7 @@ mod roles;
 mod roles_at_run_time;
 mod rows;
 mod saves;
+mod settings;
 mod switchover;
 mod switchover_steps;
 mod tidy;

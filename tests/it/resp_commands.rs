@@ -219,8 +219,10 @@ fn config_set_takes_all_of_it_or_none() {
         ("sync-level none sync-timeout 3", "possibly related to argument 'sync-timeout') - wanted a time"),
         (
             "sync-level none maxmemory 100",
-            "Unknown option or number of arguments for CONFIG SET - 'maxmemory'",
+            "failed (possibly related to argument 'maxmemory') - can't set immutable config",
         ),
+        ("sync-level none hz 100", "Unknown option or number of arguments for CONFIG SET - 'hz'"),
+        ("sync-level none sync-followers 0", "must be between 1 and 65535"),
         ("min-followers-max-lag 7", "wanted a time"),
         ("min-replicas-to-write -1", "couldn't be parsed into an integer"),
         ("reads-while-syncing maybe", "must be 'yes' or 'no'"),
@@ -230,6 +232,9 @@ fn config_set_takes_all_of_it_or_none() {
         assert!(error.starts_with("-ERR ") && error.contains(wanted), "{words}: {error}");
     }
     assert_eq!(get(&mut client, "sync-level"), "applied");
+    assert_eq!(client.ask("config set maxmemory 0 appendonly no"), "+OK\r\n", "it is so");
+    let refused = client.ask("config rewrite");
+    assert_eq!(refused, "-ERR The server is running without a config file\r\n", "nothing keeps it");
     assert_eq!(client.ask("config set min-slaves-to-write 2 min-replicas-max-lag 7"), "+OK\r\n");
     assert_eq!(get(&mut client, "min-replicas-to-write"), "2");
     assert_eq!(get(&mut client, "min-slaves-max-lag"), "7");

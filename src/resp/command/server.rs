@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::super::error::CommandError;
 use super::super::glob;
 use super::super::reply::Reply;
+use super::super::settings as known;
 use super::super::table::{Command, TABLE, flag, lookup};
 use super::{Args, Call, Flow, info, settings};
 use crate::resp::context::Role;
@@ -93,12 +94,10 @@ pub(in crate::resp) fn role(call: &mut Call<'_>) -> Outcome {
     Ok(Flow::Done)
 }
 
-/// `CONFIG GET pattern [pattern ...]`, `CONFIG REWRITE`
+/// `CONFIG GET pattern [pattern ...]`, `CONFIG SET`, `CONFIG REWRITE`
 pub(in crate::resp) fn config(call: &mut Call<'_>) -> Outcome {
-    if call.args.is(1, "rewrite") && call.args.len() == 2 {
-        // There is no file to rewrite: a role that was changed at run time is kept by itself.
-        call.reply.ok();
-        return Ok(Flow::Done);
+    if call.args.is(1, "rewrite") {
+        return settings::rewrite(call);
     }
     if call.args.is(1, "set") {
         return settings::set(call);
@@ -122,10 +121,17 @@ pub(in crate::resp) fn config(call: &mut Call<'_>) -> Outcome {
     Ok(Flow::Done)
 }
 
-/// What clients and exporters ask for, in Redis's names; the node's own values go before.
 fn config_values(call: &Call<'_>) -> Vec<(String, String)> {
+    let mut values = fixed_values(call);
+    values.extend(known::values(&call.worker.rules.demands()));
+    values
+}
+
+/// What clients and exporters ask for, in Redis's names, and nobody changes; the node's own values go before.
+pub(super) fn fixed_values(call: &Call<'_>) -> Vec<(String, String)> {
     let worker = call.worker;
     let mut values = worker.context.node.config.clone();
+    // As INFO has it: the log takes the place of the append-only file.
     let durability = worker.context.store.durability();
     let (appendonly, appendfsync) = match durability {
         Durability::None => ("no", "no"),
@@ -150,10 +156,9 @@ fn config_values(call: &Call<'_>) -> Vec<(String, String)> {
         ("tcp-keepalive", "300".into()),
         ("timeout", "0".into()),
     ];
-    let settings = settings::values(&worker.rules.demands());
-    for (name, value) in fixed.map(|(name, value)| (name.to_owned(), value)).into_iter().chain(settings) {
-        if !values.iter().any(|(known, _)| *known == name) {
-            values.push((name, value));
+    for (name, value) in fixed {
+        if !values.iter().any(|(known, _)| known == name) {
+            values.push((name.to_owned(), value));
         }
     }
     values
