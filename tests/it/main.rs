@@ -37,6 +37,7 @@ mod resp_differential;
 mod resp_hostile;
 mod resp_roles;
 mod resp_server;
+mod resp_strings;
 mod resp_support;
 mod restart;
 mod rewind;

@@ -1,21 +1,19 @@
 //! Bits of values, the first of a byte its highest: GETBIT, SETBIT, BITCOUNT, BITPOS.
 
 use super::super::error::CommandError;
-use super::ranges::{check_value_size, is_backward, resolve};
+use super::ranges::{BYTES_MAX, check_value_size, is_backward, resolve};
 use super::{Call, Flow};
 use crate::store::Change;
 
 type Outcome = Result<Flow, CommandError>;
 
-/// Redis's own limit of a value: no bit lies behind it.
-const BYTES_MAX: i64 = 512 << 20;
 const BIT: CommandError = CommandError::text("ERR bit is not an integer or out of range");
 
 /// A bit's position, which is not in a value of its own accord.
 pub(super) fn bit_offset(offset: Option<i64>) -> Result<usize, CommandError> {
     offset
-        .filter(|offset| (0..BYTES_MAX * 8).contains(offset))
         .and_then(|offset| usize::try_from(offset).ok())
+        .filter(|offset| offset / 8 < BYTES_MAX)
         .ok_or(CommandError::text("ERR bit offset is not an integer or out of range"))
 }
 

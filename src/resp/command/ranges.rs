@@ -6,6 +6,11 @@ use crate::store::{Change, Store, WriteError};
 
 type Outcome = Result<Flow, CommandError>;
 
+/// Redis's own limit of a value.
+pub(super) const BYTES_MAX: usize = 512 << 20;
+const TOO_LONG: CommandError =
+    CommandError::text("ERR string exceeds maximum allowed size (proto-max-bulk-len)");
+
 /// Refuses a value that no slot can hold, before it is made.
 pub(super) fn check_value_size(store: &Store, found: usize) -> Result<(), CommandError> {
     let wanted = store.geometry().value_size_max;
@@ -56,6 +61,9 @@ pub(in crate::resp) fn setrange(call: &mut Call<'_>) -> Outcome {
             return (Change::Keep, Ok((value.len(), false)));
         }
         let end = offset.saturating_add(part.len());
+        if end > BYTES_MAX {
+            return (Change::Keep, Err(TOO_LONG));
+        }
         if let Err(error) = check_value_size(store, end) {
             return (Change::Keep, Err(error));
         }
