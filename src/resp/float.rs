@@ -260,19 +260,24 @@ fn nearest(is_negative: bool, numerator: Natural, denominator: Natural, exponent
 
 /// Digits with a point among them, perhaps: as a whole number, how many of them are behind the point, and the rest.
 fn parse_digits(text: &[u8], radix: u32) -> Option<(Natural, i32, &[u8])> {
-    let (mut number, mut count, mut behind, mut at) = (Natural::default(), 0, None, 0);
+    /// Digits that fit 32 bits in any radix.
+    const CHUNK: u32 = 7;
+    let (mut number, mut chunk, mut count, mut behind, mut at) = (Natural::default(), 0, 0, None, 0);
     while let Some(byte) = text.get(at) {
         match char::from(*byte).to_digit(radix) {
             Some(digit) => {
-                number.multiply_add(radix, digit);
-                count += 1;
+                (chunk, count) = (chunk * radix + digit, count + 1);
                 behind = behind.map(|behind| behind + 1);
+                if count % CHUNK == 0 {
+                    number.multiply_add(radix.pow(CHUNK), std::mem::take(&mut chunk));
+                }
             }
             None if *byte == b'.' && behind.is_none() => behind = Some(0),
             None => break,
         }
         at += 1;
     }
+    number.multiply_add(radix.pow(count % CHUNK), chunk);
     (count > 0).then_some((number, behind.unwrap_or(0), &text[at..]))
 }
 
@@ -353,6 +358,7 @@ mod tests {
             ("18446744073709551616", "1", "18446744073709551616"),
             ("1e20", "0", "100000000000000000000"),
             ("+.5", "5.", "5.5"),
+            ("12345678901234567.8901234567e-2", "0", "123456789012345.67890167236328125"),
         ];
         for (a, b, wanted) in cases {
             assert_eq!(sum(a, b).as_deref(), Some(wanted), "{a} + {b}");

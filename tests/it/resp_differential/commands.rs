@@ -7,7 +7,7 @@ use super::{keyspace, parts};
 pub(super) fn command(random: &mut Random, in_multi: bool) -> Vec<Vec<u8>> {
     let mut command: Vec<Vec<u8>> = Vec::new();
     match random.below(80) {
-        40..=64 => command = parts::command(random),
+        40..=64 => command = parts::command(random, in_multi),
         65..=79 => command = keyspace::command(random, in_multi),
         0..=3 => command.extend([any_case(random, "get"), key(random)]),
         4 | 5 => command.extend([any_case(random, "set"), key(random), value(random)]),

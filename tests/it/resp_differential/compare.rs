@@ -28,7 +28,7 @@ fn are_near(name: &[u8], ours: &[u8], theirs: &[u8]) -> bool {
 }
 
 /// The bulk strings in a reply, in order of their bytes.
-fn strings(reply: &[u8]) -> Vec<&[u8]> {
+pub(super) fn strings(reply: &[u8]) -> Vec<&[u8]> {
     let (mut strings, mut rest) = (Vec::new(), reply);
     while let Some(end) = rest.windows(2).position(|pair| pair == b"\r\n") {
         let (line, after) = (&rest[..end], &rest[end + 2..]);

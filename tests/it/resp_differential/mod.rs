@@ -199,3 +199,38 @@ fn scan_finds_what_redis_finds() {
     assert_eq!(ours.call(&["flushall"]), theirs.call(&["flushall"]));
     assert_eq!(scan_all(&mut ours, &[]), BTreeSet::new());
 }
+
+/// What a bulk string reply holds.
+fn content(reply: &[u8]) -> &[u8] {
+    let end = reply.windows(2).position(|pair| pair == b"\r\n").expect("a length's end");
+    &reply[end + 2..reply.len() - 2]
+}
+
+#[test]
+fn dumps_travel_both_ways() {
+    let Some(redis) = RedisServer::start() else { return };
+    let server = TestServer::start();
+    let (mut ours, mut theirs) = (server.connect(), redis.connect());
+    let mut random = Random::from_environment(5);
+    let mut values: Vec<Vec<u8>> = [0, 1, 127, 128, -128, -129, 32_767, 32_768, -32_769, i64::MAX, i64::MIN]
+        .map(|number: i64| number.to_string().into_bytes())
+        .to_vec();
+    values.extend([vec![], b"-0".to_vec(), b"00".to_vec(), vec![b'x'; 63], vec![0; 64], vec![b'a'; 65_535]]);
+    for _ in 0..200 {
+        // Packed and not: of few letters, and of all bytes.
+        let (len, letters) = (random.below(40_000), 1 + random.below(256));
+        let byte = |random: &mut Random| u8::try_from(random.below(letters)).expect("a byte");
+        values.push((0..len).map(|_| byte(&mut random)).collect());
+    }
+    for value in values {
+        for (client, other) in [(0, 1), (1, 0)] {
+            let mut ask = |whom: i32, command: &[&[u8]]| {
+                if whom == 0 { ours.call(command) } else { theirs.call(command) }
+            };
+            assert_eq!(ask(client, &[b"set", b"k", &value]), b"+OK\r\n");
+            let dump = ask(client, &[b"dump", b"k"]);
+            assert_eq!(ask(other, &[b"restore", b"k", b"0", content(&dump), b"replace"]), b"+OK\r\n");
+            assert_eq!(content(&ask(other, &[b"get", b"k"])), value);
+        }
+    }
+}
