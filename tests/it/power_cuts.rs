@@ -212,7 +212,7 @@ impl Book {
     /// Those that may differ from the last time, and some of all others.
     fn watched(&self, cut: u64) -> Vec<usize> {
         let is_watched = |key: &usize| {
-            *key < OVERWRITTEN || !self.keys[*key].since.is_empty() || (*key as u64 + cut) % 50 == 0
+            *key < OVERWRITTEN || !self.keys[*key].since.is_empty() || (*key as u64 + cut).is_multiple_of(50)
         };
         (0..self.keys.len()).filter(is_watched).collect()
     }
