@@ -70,6 +70,8 @@ pub enum Bug {
     LandedBeforeSync,
     /// Who waits for the log is told that it is durable when it is only written.
     ReplyBeforeDurable,
+    /// After a power cut a follower believes its watermark, log or no log.
+    WatermarkTrusted,
     /// After a power cut what the header counts is taken to be on the disk.
     GrowthTrusted,
     /// After a power cut seqs are given out again.

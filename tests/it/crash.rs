@@ -8,7 +8,8 @@ use rustix::process::Signal;
 use crate::harness::{Node, PATIENCE, assert_equal, poll, wait_in_sync, wait_until};
 use crate::load::{Load, Writer};
 
-const KILLS: u32 = 20;
+/// By `SLOTSTREAM_KILLS`, in each test; else so many.
+const KILLS: u32 = 10;
 const SIZES: &[&str] = &["--shard-count", "4", "--key-size", "16", "--value-size", "64"];
 
 /// After the load: followers hold what the writers know, and every directory is byte-equal.
@@ -42,23 +43,48 @@ fn start(directory: &Path, followers: usize, arguments: &[&str]) -> (Node, Vec<N
     (leader, followers)
 }
 
-#[test]
-fn heavy_a_leader_killed_twenty_times_under_load_loses_nothing_acknowledged() {
+fn kills() -> u32 {
+    std::env::var("SLOTSTREAM_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(KILLS)
+}
+
+/// Kills a leader again and again, so many acknowledged writes apart.
+fn kill_leader(arguments: &[&str], writes: u64) {
     let directory = tempfile::tempdir().expect("temp dir");
-    let (mut leader, followers) = start(directory.path(), 2, &[]);
+    let (mut leader, followers) = start(directory.path(), 2, arguments);
     let load = Load::start(leader.ports.listen, 2);
-    for _ in 0..KILLS {
-        load.wait_for(5_000);
+    for _ in 0..kills() {
+        load.wait_for(writes);
         leader.kill();
         leader.restart();
     }
-    load.wait_for(5_000);
+    load.wait_for(writes);
     let writers = load.finish();
     assert_all_equal(&writers, leader, followers);
 }
 
 #[test]
-fn heavy_followers_killed_twenty_times_under_load_come_back_by_deltas() {
+fn heavy_a_leader_without_a_log_killed_under_load_loses_nothing_acknowledged() {
+    kill_leader(&["--durability", "none"], 5_000);
+}
+
+#[test]
+fn heavy_a_leader_with_a_log_killed_under_load_loses_nothing_acknowledged() {
+    kill_leader(
+        &["--durability", "interval", "--wal-segment-size", "128KiB", "--wal-size-max", "512KiB"],
+        5_000,
+    );
+}
+
+#[test]
+fn heavy_a_leader_whose_log_comes_first_killed_under_load_loses_nothing_acknowledged() {
+    kill_leader(
+        &["--durability", "always", "--wal-segment-size", "128KiB", "--wal-size-max", "512KiB"],
+        1_000,
+    );
+}
+
+#[test]
+fn heavy_followers_killed_under_load_come_back_by_deltas() {
     let directory = tempfile::tempdir().expect("temp dir");
     let (leader, mut followers) = start(directory.path(), 2, &[]);
     let load = Load::start(leader.ports.listen, 2);
@@ -67,7 +93,7 @@ fn heavy_followers_killed_twenty_times_under_load_come_back_by_deltas() {
         wait_until_all_stream(follower);
     }
     let full_scans = leader.metric("slotstream_full_scans_total");
-    for round in 0..KILLS {
+    for round in 0..kills() {
         let follower = &mut followers[round as usize % 2];
         follower.kill();
         load.wait_for(5_000);

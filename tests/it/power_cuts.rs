@@ -262,12 +262,11 @@ fn wait_until_durable(leader: &Node, level: Level) {
 }
 
 /// Writes to a node that has no disk any more until it finds out; what it says of these writes counts for nothing.
-fn end(mut leader: Node, level: Level, book: &mut Book, cut: u64) {
+fn end(mut leader: Node, client: &mut Client, level: Level, book: &mut Book, cut: u64) {
     if level == Level::None {
         leader.kill();
         return;
     }
-    let mut client = leader.client();
     let has_ended = poll(PATIENCE, || {
         let words = book.note(usize::try_from(book.next * 7 % OVERWRITTEN as u64).expect("small"));
         client.try_call(&words.each_ref().map(|word| word.as_bytes())).is_err()
@@ -332,7 +331,7 @@ fn power_cuts(level: Level) {
             return;
         }
         while take(&mut book) {}
-        end(leader, level, &mut book, cut);
+        end(leader, &mut client, level, &mut book, cut);
         assert!(disk.unmount() && disk.attach(), "cut {cut}: the disk does not come back");
     }
     let mut leader = Node::leader(&data, &arguments);

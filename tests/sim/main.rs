@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may end this way")]
 
+mod follower_power;
 mod headers;
 mod history;
 mod log;
@@ -17,6 +18,7 @@ mod planted;
 mod power;
 mod random;
 mod scenario;
+mod shards;
 mod sockets;
 mod world;
 

@@ -8,7 +8,7 @@ use std::sync::Once;
 
 use slotstream::planted::{Bug, is_any_planted, plant};
 
-use crate::{headers, log, power, try_run};
+use crate::{follower_power, headers, log, power, try_run};
 
 const SEEDS_MAX: u64 = 500;
 
@@ -111,6 +111,21 @@ fn log_is_cut_before_slots_are_synced() {
 #[test]
 fn rewind_is_not_synced() {
     assert_found_by(Bug::RewindNotSynced, headers::all_cuts);
+}
+
+#[test]
+fn follower_s_watermark_is_believed_without_a_log() {
+    assert_found_by(Bug::WatermarkTrusted, follower_power::all_lives_without_log);
+}
+
+#[test]
+fn follower_s_slots_ahead_of_its_watermark_are_believed() {
+    assert_found_by(Bug::WatermarkTrusted, follower_power::all_lives);
+}
+
+#[test]
+fn follower_s_log_is_called_durable_before_its_sync() {
+    assert_found_by(Bug::AckBeforeSync, follower_power::all_lives);
 }
 
 #[test]

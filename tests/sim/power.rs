@@ -7,21 +7,19 @@
 //! there is no such slot, and each change that was answered is there. Without a log a store still opens, with nothing in
 //! it but what was written, and all that an opening or an orderly end left there.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use slotstream::chance::Chance;
-use slotstream::store::{Durability, OpenError, Simulated, SimulatedShards, Term, WriteError};
+use slotstream::store::{Durability, OpenError, Simulated, Term, WriteError};
 use slotstream::wal::SEGMENT_SIZE_MIN;
-use slotstream::wal::simulated::{Fault, SECTOR_SIZE, SimulatedDisk};
-use slotstream::{Geometry, Options, Seq, ShardIndex, Store};
+use slotstream::wal::simulated::{Fault, SimulatedDisk};
+use slotstream::{Geometry, Options, Seq, Store};
 
 use crate::log::Dice;
 use crate::random::Random;
+use crate::shards::Shards;
 
 /// Slots so large that a shard has fourteen at first, and grows by as many.
 const GEOMETRY: Geometry =
@@ -32,8 +30,6 @@ const SEEDS: u64 = 6;
 /// Without a log there are few calls, and it is chance alone that tells one life from the next.
 const SEEDS_WITHOUT_LOG: u64 = 60;
 const STEPS: usize = 55;
-const PAGE_SIZE: usize = 4096;
-const HEADER_PAGE_SIZE: usize = 2 * PAGE_SIZE;
 
 /// When a change of a machine's store is durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,69 +46,6 @@ enum Level {
 impl Level {
     fn comes_first(self) -> bool {
         matches!(self, Self::Always | Self::AlwaysTogether)
-    }
-}
-
-#[derive(Clone, Default)]
-struct Image {
-    seen: Vec<u8>,
-    durable: Vec<u8>,
-}
-
-/// The shards' files of a machine.
-struct Shards {
-    images: Mutex<BTreeMap<u16, Image>>,
-    disk: Mutex<SimulatedDisk>,
-    chance: Arc<dyn Chance>,
-    /// A sector of a header is old or new: without a log nothing else says what it said.
-    has_whole_headers: bool,
-}
-
-/// Of what the file has grown by some is on the disk; of the sectors that differ some are, some in part.
-fn write_back_some(durable: &mut Vec<u8>, seen: &[u8], chance: &dyn Chance, has_whole_header: bool) {
-    let grown = seen.len().saturating_sub(durable.len()) / PAGE_SIZE;
-    let kept = match chance.next() % 4 {
-        0 => 0,
-        1 => grown,
-        _ => usize::try_from(chance.next() % (grown as u64 + 1)).unwrap(),
-    };
-    durable.resize(durable.len() + kept * PAGE_SIZE, 0);
-    let sectors = durable.chunks_mut(SECTOR_SIZE).zip(seen.chunks(SECTOR_SIZE)).enumerate();
-    for (sector, (durable, seen)) in sectors.filter(|(_, (durable, seen))| durable != seen) {
-        let cut = usize::try_from(chance.next() % seen.len() as u64).unwrap();
-        let is_whole = has_whole_header && sector * SECTOR_SIZE < HEADER_PAGE_SIZE;
-        match chance.next() % if is_whole { 6 } else { 8 } {
-            0..3 => {}
-            3..6 => durable[..seen.len()].copy_from_slice(seen),
-            6 => durable[..cut].copy_from_slice(&seen[..cut]),
-            _ => durable[cut..seen.len()].copy_from_slice(&seen[cut..]),
-        }
-    }
-}
-
-impl SimulatedShards for Shards {
-    fn load(&self, shard: ShardIndex) -> Option<Vec<u8>> {
-        self.images.lock().get(&shard.0).map(|image| image.seen.clone())
-    }
-
-    fn sync(&self, shard: ShardIndex, offset: usize, bytes: &[u8]) -> io::Result<()> {
-        let mut images = self.images.lock();
-        let image = images.entry(shard.0).or_default();
-        let end = offset + bytes.len();
-        image.seen.resize(image.seen.len().max(end), 0);
-        image.seen[offset..end].copy_from_slice(bytes);
-        let durable = &mut image.durable;
-        let synced = self.disk.lock().sync_other(|| {
-            durable.resize(durable.len().max(end), 0);
-            durable[offset..end].copy_from_slice(bytes);
-        });
-        if synced.is_err() && durable.is_empty() {
-            // It was being made: files are made aside, and moved into place when they are durable.
-            images.remove(&shard.0);
-        } else if synced.is_err() {
-            write_back_some(durable, &image.seen, &*self.chance, self.has_whole_headers);
-        }
-        synced
     }
 }
 
@@ -144,16 +77,11 @@ impl Machine {
     fn new(seed: u64, level: Level, context: String) -> Self {
         let chance = Dice::new(seed);
         let disk = SimulatedDisk::new(chance.clone());
-        let shards = Shards {
-            images: Mutex::default(),
-            disk: Mutex::new(disk.clone()),
-            chance: chance.clone(),
-            has_whole_headers: level == Level::None,
-        };
+        let shards = Shards::new(&disk, chance.clone(), level == Level::None);
         let count = usize::from(GEOMETRY.shard_count);
         Self {
             disk,
-            shards: Arc::new(shards),
+            shards,
             boot: 1,
             chance,
             changes: vec![Vec::new(); count],
@@ -185,26 +113,12 @@ impl Machine {
         Store::open(Path::new("memory"), options)
     }
 
-    /// The process is gone; files are as it left them.
-    fn kill(&self, store: Store) {
-        for shard in store.shards() {
-            let bytes = store.shard_bytes(shard);
-            self.shards.images.lock().entry(shard.0).or_default().seen = bytes;
-        }
-    }
-
     /// The power is gone, and comes back.
     fn cut_power(&mut self, store: Option<Store>) {
         if let Some(store) = store {
-            self.kill(store);
+            self.shards.keep(&store);
         }
-        self.disk = self.disk.after_power_cut();
-        *self.shards.disk.lock() = self.disk.clone();
-        for image in self.shards.images.lock().values_mut() {
-            let Shards { chance, has_whole_headers, .. } = &*self.shards;
-            write_back_some(&mut image.durable, &image.seen, &**chance, *has_whole_headers);
-            image.seen.clone_from(&image.durable);
-        }
+        self.disk = self.shards.cut_power();
         self.boot += 1;
     }
 
@@ -389,7 +303,8 @@ fn go_on(mut machine: Machine, store: Store, random: &mut Random) {
     if machine.level == Level::AlwaysTogether {
         machine.forget_unanswered(&store);
     }
-    machine.kill(store);
+    machine.shards.keep(&store);
+    drop(store);
     let store = machine.open().unwrap_or_else(|error| panic!("{}: {error}", machine.context));
     for shard in store.shards() {
         let changes = &machine.changes[usize::from(shard.0)];
