@@ -195,6 +195,7 @@ fn publish_log(store: &Store) {
     counter!(names::WAL_STALLS_TOTAL).absolute(log.stalls);
     counter!(names::WAL_WRITES_HELD_TOTAL).absolute(log.writes_held);
     counter!(names::CHECKPOINT_BYTES_TOTAL).absolute(log.checkpoint_bytes);
+    counter!(names::WRITE_REJECTED_TOTAL, "reason" => "log").absolute(log.writes_refused);
     gauge!(names::WAL_SEGMENTS).set(f64::from(log.segments));
     gauge!(names::WAL_SEGMENTS_MAX).set(f64::from(log.segments_max));
     gauge!(names::WAL_TAKES_CHANGES).set(f64::from(log.state == LogState::Going));

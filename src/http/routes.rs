@@ -86,7 +86,12 @@ fn route(context: &Context, path: &str, query: &str) -> Answer {
         }
         "/livez" => Answer::text(StatusCode::OK, "ok\n"),
         "/readyz" => ready(view, parameter(query, "verbose").is_some()),
+        // Load balancers send writes where this holds; reads are `/readyz`'s matter.
         "/leader" => {
+            if let (Role::Leader, Some(error)) = (view.role(), lacks_space(view)) {
+                let why = format!("leader, and its log has no space: {error}\n");
+                return Answer::text(StatusCode::SERVICE_UNAVAILABLE, why);
+            }
             let leads = view.role() == Role::Leader
                 && view.store().is_some_and(|store| !store.is_regaining())
                 && !view.stop.is_set()
@@ -104,6 +109,11 @@ fn route(context: &Context, path: &str, query: &str) -> Answer {
         ),
         _ => Answer::text(StatusCode::NOT_FOUND, "no such path; / lists them\n"),
     }
+}
+
+/// Why the store's log takes no changes for the time being.
+fn lacks_space(view: &View) -> Option<String> {
+    view.store().and_then(|store| store.log_lacks_space())
 }
 
 /// The value of a query parameter; empty if it has none.
@@ -125,6 +135,10 @@ fn ready(view: &View, verbose: bool) -> Answer {
     for shard in &status.shards {
         let state = shard_state(shard);
         check(&mut lines, &format!("shard {}", shard.shard), shard.ready, &state, &state);
+    }
+    if let Some(error) = lacks_space(view) {
+        // It answers reads: it is to be mended, not to be left out.
+        lines += &format!("[!]log has no space: {error}; writes are refused\n");
     }
     let verdict = if status.ready { "ready\n" } else { "not ready\n" };
     let body = if verbose || !status.ready { lines + verdict } else { verdict.to_owned() };

@@ -109,16 +109,12 @@ fn spawn(
     Ok(thread)
 }
 
-/// Says what went wrong; ends the process unless it is a full disk.
-fn judge(result: Result<(), SyncError>, said: &mut Option<Instant>) {
+/// Ends the process if something went wrong that is no full disk.
+fn judge(result: Result<(), SyncError>) {
     let Err(error) = result else { return };
     if !error.is_full() {
         tracing::error!(%error, "what is written can not be made durable any more: this process ends");
         std::process::exit(1);
-    }
-    if said.is_none_or(|said| said.elapsed() >= SAY_INTERVAL) {
-        *said = Some(Instant::now());
-        tracing::error!(%error, "the disk is full: writes are refused until there is space");
     }
 }
 
@@ -135,6 +131,7 @@ struct Writer {
     /// Nothing came since the look before.
     is_quiet: bool,
     said: Option<Instant>,
+    said_full: Option<Instant>,
     stalls: u64,
     writes_held: u64,
 }
@@ -156,6 +153,7 @@ impl Writer {
             bytes: 0,
             is_quiet: false,
             said: None,
+            said_full: None,
             stalls: 0,
             writes_held: 0,
         }
@@ -169,6 +167,18 @@ impl Writer {
         }
         let rounds = self.store.rounds();
         self.links.rounds_over(std::mem::replace(&mut self.rounds, rounds), rounds);
+    }
+
+    /// Says that the log has no space, now and then for as long as that lasts, and that it has some again.
+    fn say_space(&mut self) {
+        if let Some(error) = self.store.log_lacks_space() {
+            if self.said_full.is_none_or(|said| said.elapsed() >= SAY_INTERVAL) {
+                self.said_full = Some(Instant::now());
+                tracing::error!(error, "the log has no space: writes are refused until it has");
+            }
+        } else if self.said_full.take().is_some() {
+            tracing::info!("the log has space again: writes are taken");
+        }
     }
 
     fn say_stalls(&mut self) {
@@ -198,7 +208,6 @@ impl Work for Writer {
     }
 
     fn round(&mut self) {
-        let was_full = self.store.log_state() == LogState::NoSpace;
         self.sleeper.awake();
         let is_due = self.synced.elapsed() >= self.interval || self.store.is_asked_for_a_round();
         if is_due {
@@ -206,16 +215,14 @@ impl Work for Writer {
             self.synced = Instant::now();
         }
         let done = if is_due { self.store.sync_log() } else { self.store.write_log() };
-        judge(done, &mut self.said);
+        judge(done);
         let bytes = self.store.log_stats().map_or(0, |log| log.bytes);
         self.is_quiet = std::mem::replace(&mut self.bytes, bytes) == bytes;
         if self.store.log_state() == LogState::NoSpace {
             // Who waits for a round is told that none comes.
             self.links.rounds_over(self.rounds, u64::MAX);
         }
-        if was_full && self.store.log_state() == LogState::Going {
-            tracing::info!("the disk has space again: writes are taken");
-        }
+        self.say_space();
         if is_due {
             self.wake();
             self.say_stalls();
@@ -226,12 +233,11 @@ impl Work for Writer {
 struct Cutter {
     store: Arc<Store>,
     last: Instant,
-    said: Option<Instant>,
 }
 
 impl Cutter {
     fn new(store: &Arc<Store>) -> Self {
-        Self { store: Arc::clone(store), last: Instant::now(), said: None }
+        Self { store: Arc::clone(store), last: Instant::now() }
     }
 }
 
@@ -245,7 +251,7 @@ impl Work for Cutter {
             self.last = Instant::now();
             let done = self.store.checkpoint();
             tracing::debug!(took = ?self.last.elapsed(), "checkpoint");
-            judge(done, &mut self.said);
+            judge(done);
         }
     }
 }

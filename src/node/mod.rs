@@ -302,7 +302,7 @@ impl Base {
         self.announce(common)?;
         self.wait_for_stop();
         let mut result = Ok(());
-        self.finish(&store, || {
+        let finished = self.finish(&store, || {
             server.join();
             result = director.join();
             if audit.is_some_and(|audit| audit.join().is_err()) {
@@ -313,7 +313,7 @@ impl Base {
             }
             keepers.into_iter().for_each(durability::join);
         });
-        result
+        result.and(finished)
     }
 
     fn parts(
@@ -426,17 +426,19 @@ impl Base {
     }
 
     /// Ends what still runs, in order: `parts` (clients, links), the store, HTTP.
-    fn finish(self, store: &Store, parts: impl FnOnce()) {
+    fn finish(self, store: &Store, parts: impl FnOnce()) -> anyhow::Result<()> {
         let start = Instant::now();
         let guard = end_process_after(STOP_PATIENCE);
         parts();
         drop(guard);
         // What was written goes to the disk before the mark that says so. That takes what the disk takes.
-        if let Err(error) = store.close() {
+        let closed = store.close();
+        if let Err(error) = &closed {
             tracing::error!(%error, "the store was not closed in order: its next start checks everything");
         }
         self.http.stop();
         tracing::info!(took = ?start.elapsed(), "stopped");
+        closed.context("the store was not closed in order")
     }
 }
 

@@ -120,6 +120,11 @@ fn take_order(
     }
 }
 
+/// What a node becomes goes into its log, too, behind all that waits there: whether there is space for that.
+pub(super) fn check_log(store: &Store) -> Result<(), String> {
+    store.sync_log().map_err(|error| format!("this node's log cannot hold a change of role: {error}"))
+}
+
 struct Roles {
     parts: Parts,
     memory: Memory,
@@ -192,6 +197,9 @@ impl Roles {
         let Some(leader) = self.leader().cloned() else { return self.lead_again() };
         if let Err(error) = self.parts.store.check_promote() {
             return Ok(Err(format!("this node cannot lead: {error}")));
+        }
+        if let Err(error) = check_log(&self.parts.store) {
+            return Ok(Err(error));
         }
         self.stop_role();
         // Once more, now that nothing changes any more; then written down, so that a kill between two
@@ -312,6 +320,11 @@ impl Roles {
 
     /// From one role to following; the inner error says that nothing has changed.
     fn change_leader(&mut self, leader: LeaderAt) -> anyhow::Result<Result<(), String>> {
+        if self.leader().is_none()
+            && let Err(error) = check_log(&self.parts.store)
+        {
+            return Ok(Err(error));
+        }
         if let Err(error) = self.memory.keep(&Remembered::Follower(leader.clone())) {
             return Ok(Err(format!("role.json: {error}")));
         }

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::asking::{ANSWER_WITHIN, ask};
 use super::memory::{LeaderAt, Memory, Remembered};
 use super::role::Parts;
-use super::roles::UNCERTAIN;
+use super::roles::{UNCERTAIN, check_log};
 use crate::follower::{self, ProbeError};
 use crate::inspect::ask::{AskError, Asked, bracketed};
 use crate::links::{LinkCell, Links, Phase};
@@ -114,6 +114,7 @@ impl Switchover {
         if let Some(epoch) = parts.links.superseded_by_epoch() {
             return Err(format!("this leader was replaced: another one leads in epoch {epoch}"));
         }
+        check_log(&parts.store)?;
         let cells = parts.links.all();
         if cells.is_empty() {
             return refused("FAILOVER requires connected replicas.");
@@ -165,6 +166,11 @@ impl Switchover {
         if let Err(reason) = wait(parts, abort, deadline, streams) {
             return Ended::GivenUp { reason, pause: Duration::ZERO };
         }
+        // As it is: where it cannot be written, no write is to wait for that.
+        let superseded_by_epoch = parts.links.superseded_by_epoch();
+        if let Err(error) = memory.keep(&Remembered::Leader { superseded_by_epoch }) {
+            return Ended::GivenUp { reason: format!("role.json: {error}"), pause: Duration::ZERO };
+        }
         let held_at = Instant::now();
         parts.node.control.hold_writes();
         parts.store.stop_writes();
@@ -190,6 +196,9 @@ impl Switchover {
     ) -> Ended {
         let node_id = self.node_id;
         let given_up = |reason: String| Ended::GivenUp { reason, pause: held_at.elapsed() };
+        if parts.store.has_pending() {
+            return given_up("changes wait for this node's log, which has no space".to_owned());
+        }
         if let Err(reason) = wait(parts, abort, deadline, || behind(parts, node_id)) {
             return given_up(reason);
         }

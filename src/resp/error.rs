@@ -88,6 +88,7 @@ fn write_message(error: &WriteError) -> Cow<'static, str> {
         }
         WriteError::Full { .. } => format!("OOM {error}").into(),
         WriteError::NotDurable { .. } => format!("MISCONF {error}").into(),
+        WriteError::LogFull { .. } => format!("MISCONF {error}").into(),
         WriteError::LogFailed => format!("MISCONF {error}").into(),
         WriteError::ReadOnly => READ_ONLY.into(),
         WriteError::Regaining => REGAINING.into(),

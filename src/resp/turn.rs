@@ -401,7 +401,8 @@ impl<'a> Turn<'a> {
         } else if let Some(holder) = holder
             && *demands & demand::DURABLE != 0
             && (is_queued || command.row.is_some_and(|row| TABLE[usize::from(row)].is(flag::WRITE)))
-            && !worker.context.store.is_read_only()
+            // Who stops writes between this command and here leaves what it may tell of waiting.
+            && (!worker.context.store.is_read_only() || worker.context.store.has_pending())
         {
             holder.tells(start);
         }

@@ -17,8 +17,8 @@ use super::directory::shard_file;
 use super::regain::RegainError;
 use super::{Store, SyncError, Term};
 
-/// What a shard is, or went through, is not durable. The process must end: who tries again is told that all is
-/// well, and it is not.
+/// What a shard is, or went through, is not durable. Where [`Store::has_failed_sync`] the process must end: who tries
+/// again is told that all is well, and it is not.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
     /// The system said so.
@@ -48,7 +48,7 @@ impl Store {
     pub fn demote(&self) -> Result<(), HistoryError> {
         self.stop_writes();
         if self.has_pending() {
-            // The log has failed, or else what waits for it has landed.
+            // The log has failed or has no space, or else what waits for it has landed.
             self.sync_history_log()?;
         }
         self.end_regain()?;
@@ -69,7 +69,10 @@ impl Store {
     /// Takes over the leader's lineage, durably, if it is another one.
     pub fn follow_lineage(&self, shard: ShardIndex, lineage: &[Term]) -> Result<(), HistoryError> {
         self.check_synced()?;
-        if !self.exclusive(shard).shard.set_lineage(lineage) || is_planted(Bug::LineageNotSynced) {
+        let is_new = self.exclusive(shard).shard.set_lineage(lineage);
+        // What a log without space did not take is not done because the shard knows it by now.
+        let is_owed = self.history_owed.load(Ordering::Acquire) > 0;
+        if !(is_new || is_owed) || is_planted(Bug::LineageNotSynced) {
             return Ok(());
         }
         let sync = || {
@@ -92,12 +95,21 @@ impl Store {
         self.sync_history_log()
     }
 
-    /// The log's word on a shard counts after a power cut.
+    /// The log's word on a shard counts after a power cut. A log without space may be asked again.
     fn sync_history_log(&self) -> Result<(), HistoryError> {
+        let owed = self.history_owed.fetch_add(1, Ordering::AcqRel) + 1;
         self.sync_log().map_err(|error| {
-            self.note_failed_sync();
+            if !error.is_full() {
+                self.note_failed_sync();
+            }
             HistoryError::Log(error)
-        })
+        })?;
+        // Whoever owes more by now may have changed something behind this sync, and is not done with it.
+        let (order, relaxed) = (Ordering::AcqRel, Ordering::Relaxed);
+        if self.history_owed.compare_exchange(owed, 0, order, relaxed).is_err() {
+            tracing::debug!("another shard's history is made durable at the same time");
+        }
+        Ok(())
     }
 
     /// Whether a role or history could not be made durable: the process must end.

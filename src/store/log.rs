@@ -16,11 +16,12 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::log_state::{LogState, Standing};
 use super::pace::{Fill, Pace};
 use super::pending::{Rounds, land};
 use super::{ApplyError, Cell, Store, WriteError};
@@ -97,7 +98,7 @@ pub enum SyncError {
 }
 
 impl SyncError {
-    /// Whether the disk is full, which passes, and nothing worse.
+    /// Whether the log has no space, which passes, and nothing worse.
     #[must_use]
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Log(LogError::Full { .. } | LogError::NoSpace { .. }))
@@ -155,6 +156,15 @@ pub(super) enum Goal {
     Round(u64),
 }
 
+/// How a step of the log ended that has done what it was for.
+enum Stepped {
+    Done,
+    /// Somebody else had done it before.
+    Over,
+    /// Done, but there is no room for the log's next segment: nothing more may be taken.
+    NoSpare(io::Error),
+}
+
 /// What a shard's buffer held, on its way into the log.
 struct Taken {
     shard: ShardIndex,
@@ -185,19 +195,8 @@ struct Work {
     is_worth_a_cut: bool,
     /// What each shard's buffer takes from now on.
     buffer_limit: usize,
-}
-
-/// What the log is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[repr(u8)]
-pub enum LogState {
-    /// It takes what comes.
-    Going = 0,
-    /// The disk has no room for it: changes are refused until it has.
-    NoSpace = 1,
-    /// A write or sync failed: changes are refused for good.
-    Failed = 2,
+    /// What each shard is has been durable in the log once: what its header has reserved counts no more.
+    is_begun: bool,
 }
 
 /// Figures of a log.
@@ -219,6 +218,9 @@ pub struct LogStats {
     pub stalls: u64,
     /// Times a writer was held back for a moment because the log was filling.
     pub writes_held: u64,
+    /// Writes refused because the log has no space.
+    #[serde(default)]
+    pub writes_refused: u64,
     /// Bytes of slots that checkpoints wrote back, but for those that their last syncs found.
     pub checkpoint_bytes: u64,
 }
@@ -229,7 +231,7 @@ pub(super) struct Keeper {
     checkpointing: Mutex<()>,
     durable: Box<[AtomicU64]>,
     pub(super) rounds: Rounds,
-    state: AtomicU8,
+    standing: Standing,
     /// Segments in use, and those that there may be: whoever asks must not wait for a sync.
     segments: AtomicU32,
     segments_max: u32,
@@ -243,7 +245,8 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Begins with a log that holds nothing yet: it is told what each shard is, and that is durable.
+    /// Begins with a log that holds nothing yet: it is told what each shard is, and that is durable. On a full disk
+    /// that comes later, and nothing is taken before.
     pub(super) fn begin(log: Log, cells: &[Cell], comes_first: bool) -> Result<Self, SyncError> {
         let (_, segments_max) = log.fill();
         let buffer_limit = (BUFFERS_TOTAL / cells.len()).clamp(BUFFER_MIN, BUFFER_MAX);
@@ -256,13 +259,14 @@ impl Keeper {
             reached: vec![(Seq::ZERO, false); cells.len()],
             is_worth_a_cut: false,
             buffer_limit,
+            is_begun: false,
         };
         let keeper = Self {
             work: Mutex::new(work),
             checkpointing: Mutex::new(()),
             durable: cells.iter().map(|_| AtomicU64::new(0)).collect(),
             rounds: Rounds::default(),
-            state: AtomicU8::new(LogState::Going as u8),
+            standing: Standing::default(),
             segments: AtomicU32::new(1),
             segments_max,
             bytes: AtomicU64::new(0),
@@ -276,48 +280,18 @@ impl Keeper {
             let mut locked = cell.lock.write();
             locked.log = Buffer { is_on: true, comes_first, limit: buffer_limit, ..Buffer::off() };
         }
-        {
-            let work = &mut *keeper.work.lock();
-            work.take_all(cells);
-            work.append_queue(&keeper)?;
-            keeper.sync(work, cells)?;
-            // Without one nothing more is taken, and nothing is lost.
-            match keeper.note(work.log.keep_a_spare().map_err(SyncError::from)) {
-                Err(error) if !error.is_full() => return Err(error),
-                _ => {}
+        match keeper.step(cells, Goal::Synced) {
+            Ok(Stepped::Done | Stepped::Over) => {}
+            Ok(Stepped::NoSpare(error)) | Err(SyncError::Log(LogError::NoSpace { error })) => {
+                keeper.standing.find_no_space(error);
             }
-        }
-        for cell in cells {
-            cell.lock.write().shard.forget_reserved();
+            Err(error) => return Err(error),
         }
         Ok(keeper)
     }
 
     fn fill(&self) -> Fill {
         Fill { segments: self.segments.load(Ordering::Relaxed), segments_max: self.segments_max }
-    }
-
-    fn state(&self) -> LogState {
-        match self.state.load(Ordering::Relaxed) {
-            0 => LogState::Going,
-            1 => LogState::NoSpace,
-            _ => LogState::Failed,
-        }
-    }
-
-    /// Keeps what became of a step; a failure is for good.
-    fn note<T>(&self, result: Result<T, SyncError>) -> Result<T, SyncError> {
-        let state = match &result {
-            Ok(_) => LogState::Going,
-            Err(SyncError::Log(LogError::Full { .. })) => return result,
-            Err(SyncError::Log(LogError::NoSpace { .. })) => LogState::NoSpace,
-            Err(_) => LogState::Failed,
-        };
-        self.state.fetch_max(state as u8, Ordering::Relaxed);
-        if state == LogState::Going && self.state() == LogState::NoSpace {
-            self.state.store(LogState::Going as u8, Ordering::Relaxed);
-        }
-        result
     }
 
     /// Makes what was appended durable, lands what waited for that, and says so.
@@ -329,6 +303,9 @@ impl Keeper {
         work.log.sync()?;
         work.land(cells)?;
         if work.queue.is_empty() {
+            if !std::mem::replace(&mut work.is_begun, true) {
+                cells.iter().for_each(|cell| cell.lock.write().shard.forget_reserved());
+            }
             for (durable, (reached, _)) in self.durable.iter().zip(&work.reached) {
                 durable.store(reached.0, Ordering::Release);
             }
@@ -337,13 +314,12 @@ impl Keeper {
     }
 
     /// Takes what shards have, and writes it; durable too where that is asked for or due.
-    fn step(&self, cells: &[Cell], goal: Goal) -> Result<(), SyncError> {
+    fn step(&self, cells: &[Cell], goal: Goal) -> Result<Stepped, SyncError> {
         let work = &mut *self.work.lock();
         if let Goal::Round(round) = goal
             && self.rounds.is_over(round)
         {
-            // Whoever had the log before has done it.
-            return Ok(());
+            return Ok(Stepped::Over);
         }
         // Before anything is taken: what was made before it began is in it.
         let round = (goal != Goal::Written).then(|| self.rounds.begin());
@@ -365,44 +341,67 @@ impl Keeper {
             self.rounds.end(round);
         }
         // While there is room in this segment for what a checkpoint must say, should there be none for another.
-        Ok(work.log.keep_a_spare()?)
+        match work.log.keep_a_spare() {
+            Ok(()) => Ok(Stepped::Done),
+            Err(LogError::NoSpace { error }) => Ok(Stepped::NoSpare(error)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// A step; where the log is full, after a checkpoint.
     pub(super) fn drive(&self, store: &Store, goal: Goal) -> Result<(), SyncError> {
         let mut has_tried = false;
         loop {
-            if self.state() == LogState::Failed {
+            if self.standing.get() == LogState::Failed {
                 return Err(LogError::Failed.into());
             }
-            match self.step(&store.cells, goal) {
+            let (error, is_done) = match self.step(&store.cells, goal) {
+                Ok(Stepped::Done) => {
+                    self.standing.find_space();
+                    return Ok(());
+                }
+                Ok(Stepped::Over) => return Ok(()),
                 Err(SyncError::Log(LogError::Full { .. })) => {
                     self.stalls.fetch_add(1, Ordering::Relaxed);
                     let _need = self.pace.need();
                     self.checkpoint(store)?;
+                    continue;
                 }
-                // What the log gives up may be all that it needs.
-                Err(SyncError::Log(LogError::NoSpace { .. })) if !has_tried => {
-                    has_tried = true;
-                    let _need = self.pace.need();
-                    self.checkpoint(store)?;
+                Ok(Stepped::NoSpare(error)) => (error, true),
+                Err(SyncError::Log(LogError::NoSpace { error })) => (error, false),
+                Err(error) => {
+                    self.standing.fail();
+                    return Err(error);
                 }
-                result => return self.note(result),
+            };
+            // What the log gives up may be all that it needs.
+            if !has_tried && self.work.lock().log.fill().0 > 1 {
+                has_tried = true;
+                let _need = self.pace.need();
+                self.checkpoint(store)?;
+                continue;
             }
+            self.standing.find_no_space(&error);
+            return if is_done { Ok(()) } else { Err(LogError::NoSpace { error }.into()) };
         }
     }
 
     /// Nothing more is taken.
     pub(super) fn fail(&self) {
-        self.state.store(LogState::Failed as u8, Ordering::Relaxed);
+        self.standing.fail();
     }
 
     fn checkpoint(&self, store: &Store) -> Result<(), SyncError> {
         let _one = self.checkpointing.lock();
-        if self.state() == LogState::Failed {
+        if self.standing.get() == LogState::Failed {
             return Err(LogError::Failed.into());
         }
-        self.note(self.checkpoint_alone(store))
+        // That it has cut the log does not mean that there is space: a step finds out.
+        self.checkpoint_alone(store).inspect_err(|error| match error {
+            SyncError::Log(LogError::Full { .. }) => {}
+            SyncError::Log(LogError::NoSpace { error }) => self.standing.find_no_space(error),
+            _ => self.standing.fail(),
+        })
     }
 
     fn checkpoint_alone(&self, store: &Store) -> Result<(), SyncError> {
@@ -479,6 +478,9 @@ impl Work {
 
     /// Appends what was taken. Where the log does not take all of it, the rest stays for the next time.
     fn append_queue(&mut self, keeper: &Keeper) -> Result<(), LogError> {
+        if !self.log.is_begun() {
+            self.log.begin_anew()?;
+        }
         while let Some(mut taken) = self.queue.pop_front() {
             if let Err(error) = self.append(&mut taken, keeper) {
                 self.queue.push_front(taken);
@@ -610,7 +612,7 @@ impl Store {
         let read = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
         let (checkpoint_bytes, writes_held) = keeper.pace.figures();
         Some(LogStats {
-            state: keeper.state(),
+            state: keeper.standing.get(),
             segments: keeper.segments.load(Ordering::Relaxed),
             segments_max: keeper.segments_max,
             bytes: read(&keeper.bytes),
@@ -618,6 +620,7 @@ impl Store {
             checkpoints: read(&keeper.checkpoints),
             stalls: read(&keeper.stalls),
             writes_held,
+            writes_refused: keeper.standing.refused(),
             checkpoint_bytes,
         })
     }
@@ -625,10 +628,9 @@ impl Store {
     /// Writes the log, for a writer that found its shard's buffer full, or a log that takes nothing.
     #[cold]
     pub(super) fn make_room(&self, shard: ShardIndex) -> Result<(), WriteError> {
-        if self.log_state() == LogState::NoSpace {
-            // Not every refused write is to try: the one who drives the log does.
-            let error = "no space for the log".to_owned();
-            return Err(WriteError::Full { shard, error });
+        // Not every refused write is to try: the one who drives the log does.
+        if let Some(keeper) = self.keeper.as_ref().filter(|_| self.log_state() == LogState::NoSpace) {
+            return Err(WriteError::LogFull { shard, error: keeper.standing.refuse() });
         }
         if let Some(keeper) = &self.keeper {
             keeper.pace.hold(keeper.fill());
@@ -636,7 +638,7 @@ impl Store {
         // What waits takes memory until it is durable.
         let made = if self.log_first { self.sync_log() } else { self.write_log() };
         made.map_err(|error| match error.is_full() {
-            true => WriteError::Full { shard, error: error.to_string() },
+            true => WriteError::LogFull { shard, error: error.to_string() },
             false => WriteError::LogFailed,
         })
     }
@@ -644,22 +646,32 @@ impl Store {
     /// What the log is doing; `Going` where there is none.
     #[must_use]
     pub fn log_state(&self) -> LogState {
-        self.keeper.as_ref().map_or(LogState::Going, Keeper::state)
+        self.keeper.as_ref().map_or(LogState::Going, |keeper| keeper.standing.get())
+    }
+
+    /// Why the log takes no changes for the time being: it has no space, as the system says.
+    #[must_use]
+    pub fn log_lacks_space(&self) -> Option<String> {
+        self.keeper.as_ref()?.standing.lacks_space()
     }
 
     /// Whether changes need not be refused because of the log.
     #[inline]
     pub(super) fn has_good_log(&self) -> bool {
-        self.keeper
-            .as_ref()
-            .is_none_or(|keeper| keeper.state.load(Ordering::Relaxed) == LogState::Going as u8)
+        self.keeper.as_ref().is_none_or(|keeper| keeper.standing.is_going())
     }
 
     /// The end of the log of a store that is closed in order: nothing is left to be replayed.
     pub(super) fn end_log(&self) -> Result<(), SyncError> {
         let Some(keeper) = &self.keeper else { return Ok(()) };
         let mut work = keeper.work.lock();
+        if !work.log.is_begun() {
+            return Ok(());
+        }
         let end = work.log.sync()?;
         Ok(work.log.cut(end)?)
     }
 }
+
+#[cfg(test)]
+mod tests;

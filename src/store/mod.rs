@@ -18,6 +18,7 @@ pub mod feed;
 pub mod history;
 pub(crate) mod host;
 pub mod log;
+mod log_state;
 mod memory;
 pub mod open;
 mod open_log;
@@ -60,7 +61,8 @@ pub use crate::shard::{ApplyError, BLOCK_SLOTS, Counts, Doubt};
 pub use feed::{ChangeFeed, ChangeId, Changes, Fed, FeedError, SlotChange};
 pub use history::HistoryError;
 use log::{Buffer, Keeper};
-pub use log::{Durability, LogState, LogStats, SyncError};
+pub use log::{Durability, LogStats, SyncError};
+pub use log_state::LogState;
 pub use open::{OpenError, Options};
 pub use open_log::{Simulated, SimulatedShards};
 pub use position::Position;
@@ -234,6 +236,8 @@ pub struct Store {
     regain_failed: Mutex<bool>,
     /// A role or history was not made durable: nothing goes on from there.
     sync_failed: AtomicBool,
+    /// Above 0: a role or history may not be in the log yet, which has no space.
+    history_owed: AtomicU32,
     /// Writes were stopped since the opening. Its lock keeps who stops them and who begins apart.
     was_stopped: Mutex<bool>,
     _directory_lock: Option<File>,
@@ -392,7 +396,17 @@ impl Store {
             return Err(io::Error::other("a sync has failed before"));
         }
         // First, so that what fails here leaves no mark that says otherwise.
-        self.sync_log().map_err(io::Error::other)?;
+        match self.sync_log() {
+            // The slots have all that was answered, and are about to be durable themselves.
+            Err(error) if error.is_full() && !self.has_pending() => {}
+            Err(error) if error.is_full() => {
+                return Err(io::Error::other(format!(
+                    "changes wait for the log and are given up, and whoever made them was told that they are not \
+                     durable: {error}"
+                )));
+            }
+            synced => synced.map_err(io::Error::other)?,
+        }
         for shard in self.shards() {
             let mut locked = self.exclusive(shard);
             locked.rings.get_mut().clear();

@@ -274,6 +274,7 @@ impl Store {
             calls_wait: false,
             regain_failed: Mutex::default(),
             sync_failed: AtomicBool::new(false),
+            history_owed: AtomicU32::new(0),
             was_stopped: Mutex::default(),
             _directory_lock: lock,
         })

@@ -230,12 +230,16 @@ impl Store {
         }
     }
 
-    /// Lands what waits, when no more will come. What cannot be made durable now may not be later, when the store
-    /// follows another: then the log takes nothing more.
+    /// Lands what waits, when no more will come. What a log without space cannot take goes on waiting; what cannot be
+    /// made durable for another reason may not be later, when the store follows another: the log takes nothing more.
     pub(super) fn land_all(&self) {
         if self.has_pending()
             && let Err(error) = self.settle()
         {
+            if error.is_full() {
+                tracing::error!(%error, "changes that were made wait for the log");
+                return;
+            }
             tracing::error!(%error, "changes that were made cannot be made durable: the log takes nothing more");
             self.keeper.iter().for_each(super::log::Keeper::fail);
         }

@@ -61,6 +61,14 @@ pub enum WriteError {
         /// What the system said.
         error: String,
     },
+    /// The log has no space: nothing is taken until it has.
+    #[error("the log has no space, and no change is taken until it has: shard {shard}: {error}")]
+    LogFull {
+        /// The key's shard.
+        shard: ShardIndex,
+        /// What the system said.
+        error: String,
+    },
     /// A follower's store takes changes from its leader only.
     #[error("this store is read-only")]
     ReadOnly,

@@ -126,8 +126,11 @@ pub(super) fn recover(ground: &mut dyn Ground, identity: Identity, mut log: Log)
             })?;
         }
     }
-    log.begin_anew().map_err(|error| wrap(error.into()))?;
-    Ok(log)
+    match log.begin_anew() {
+        // It begins when there is space; until then nothing is written.
+        Err(LogError::NoSpace { .. }) => Ok(log),
+        begun => begun.map(|()| log).map_err(|error| wrap(error.into())),
+    }
 }
 
 /// Records whose slots are asked for ahead.

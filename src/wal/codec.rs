@@ -78,13 +78,13 @@ pub struct Position(pub u64);
 impl Position {
     /// A place in a segment.
     #[must_use]
-    pub fn new(segment: u32, offset: u32) -> Self {
-        Self(u64::from(segment) << 32 | u64::from(offset))
+    pub const fn new(segment: u32, offset: u32) -> Self {
+        Self((segment as u64) << 32 | offset as u64)
     }
 
     /// Where a segment's frames begin.
     #[must_use]
-    pub fn start(segment: u32) -> Self {
+    pub const fn start(segment: u32) -> Self {
         Self::new(segment, FRAMES_OFFSET)
     }
 
@@ -259,6 +259,9 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// Of a log that nothing was ever written to.
+    pub const FIRST: Self = Self { counter: 1, cut: Position::start(1) };
+
     /// The bytes of one copy.
     #[must_use]
     pub fn encode(&self, store_id: Uuid) -> [u8; CHECKPOINT_SIZE] {

@@ -61,17 +61,21 @@ pub struct FileDisk {
 }
 
 impl FileDisk {
-    /// The log in `directory`, which is made if it is not there.
+    /// The log in `directory`, which is made if it is not there; on a full disk, with the first file.
     pub fn new(directory: &Path, first_use: FirstUse) -> io::Result<Self> {
-        match fs::create_dir(directory) {
-            Ok(()) => {
-                let parent = directory.parent().unwrap_or(Path::new("."));
-                File::open(parent)?.sync_all()?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
+        let disk = Self { directory: directory.into(), first_use, open: Mutex::default() };
+        match disk.make_directory() {
+            Err(error) if !is_full(&error) => Err(error),
+            _ => Ok(disk),
         }
-        Ok(Self { directory: directory.into(), first_use, open: Mutex::default() })
+    }
+
+    fn make_directory(&self) -> io::Result<()> {
+        match fs::create_dir(&self.directory) {
+            Ok(()) => File::open(self.directory.parent().unwrap_or(Path::new(".")))?.sync_all(),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     fn path(&self, file: u32) -> PathBuf {
@@ -114,6 +118,9 @@ impl FileDisk {
 impl Disk for FileDisk {
     fn files(&self) -> io::Result<Vec<(u32, u64)>> {
         let mut files = Vec::new();
+        if !self.directory.exists() {
+            return Ok(files);
+        }
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -131,6 +138,7 @@ impl Disk for FileDisk {
     }
 
     fn create(&self, file: u32, size: u64) -> io::Result<()> {
+        self.make_directory()?;
         let made = self.make(file, size);
         if made.is_err() {
             // Give the space back; the first error is the one to report.
@@ -160,6 +168,13 @@ impl Disk for FileDisk {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_used_up_quota_is_a_full_disk_and_a_bad_disk_is_none() {
+        let is_full = |code| is_full(&io::Error::from_raw_os_error(code));
+        let codes = [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT, rustix::io::Errno::IO];
+        assert_eq!(codes.map(|code| is_full(code.raw_os_error())), [true, true, false]);
+    }
 
     #[test]
     fn a_directory_keeps_what_was_written_under_its_number() {

@@ -133,6 +133,7 @@ pub struct Log {
     disk: Arc<dyn Disk>,
     options: LogOptions,
     checkpoint: Checkpoint,
+    has_checkpoint: bool,
     /// From the one with the cut to the one being written, oldest first.
     live: VecDeque<Segment>,
     /// Prepared to be the next one.
@@ -164,9 +165,14 @@ impl Log {
     pub fn open(disk: Arc<dyn Disk>, options: LogOptions) -> Result<Self, LogError> {
         assert!(options.segment_size >= SEGMENT_SIZE_MIN, "a segment has room for the largest record");
         let mut survey = Survey::new(&*disk, options.store_id)?;
-        let checkpoint = match survey.checkpoint {
-            Some(checkpoint) => checkpoint,
-            None => create_checkpoint(&*disk, &options, &survey)?,
+        let (checkpoint, has_checkpoint) = match survey.checkpoint {
+            Some(checkpoint) => (checkpoint, true),
+            None => match create_checkpoint(&*disk, &options, &survey) {
+                Ok(()) => (Checkpoint::FIRST, true),
+                // It is made when the log begins.
+                Err(LogError::NoSpace { .. }) => (Checkpoint::FIRST, false),
+                Err(error) => return Err(error),
+            },
         };
         let (live, dead): (Vec<_>, Vec<_>) =
             survey.segments.drain(..).partition(|segment| segment.number >= checkpoint.cut.segment());
@@ -176,6 +182,7 @@ impl Log {
             disk,
             options,
             checkpoint,
+            has_checkpoint,
             live: live.into(),
             spare: None,
             files,
@@ -202,7 +209,12 @@ impl Log {
 
     /// Gives up all that there is, and begins in a new segment, which is one of the old files where there is one: so a
     /// full disk lets a log begin that has been there before. The caller has made the slots durable that hold it.
+    /// On [`LogError::NoSpace`] it has not begun, and can be asked to again.
     pub fn begin_anew(&mut self) -> Result<(), LogError> {
+        if !self.has_checkpoint {
+            make_checkpoint(&*self.disk, &self.options)?;
+            self.has_checkpoint = true;
+        }
         let number = self.highest + 1;
         let size = self.live.back().map_or(SIZE_FIRST, |segment| segment.size);
         self.end = Position::start(number);
@@ -217,6 +229,12 @@ impl Log {
     #[must_use]
     pub fn segment_size(&self) -> u32 {
         self.options.segment_size
+    }
+
+    /// Whether there is a segment to append to.
+    #[must_use]
+    pub fn is_begun(&self) -> bool {
+        !self.live.is_empty()
     }
 
     /// The largest payload of a frame.
@@ -442,20 +460,27 @@ impl Log {
     }
 }
 
-fn create_checkpoint(disk: &dyn Disk, options: &LogOptions, survey: &Survey) -> Result<Checkpoint, LogError> {
+fn create_checkpoint(disk: &dyn Disk, options: &LogOptions, survey: &Survey) -> Result<(), LogError> {
     // It is made before the first segment; a segment without it has lost it.
     if !survey.segments.is_empty() {
         return Err(LogError::Checkpoint);
     }
-    let error = |error| LogError::Io { file: CHECKPOINT_FILE, action: "make the checkpoint", error };
     if survey.has_checkpoint_file {
         // Its making was cut off.
+        let error = |error| LogError::Io { file: CHECKPOINT_FILE, action: "remove the checkpoint", error };
         disk.remove(CHECKPOINT_FILE).map_err(error)?;
     }
-    disk.create(CHECKPOINT_FILE, CHECKPOINT_FILE_SIZE).map_err(error)?;
-    let checkpoint = Checkpoint { counter: 1, cut: Position::start(1) };
-    write_checkpoint(disk, options, &checkpoint).map_err(error)?;
-    Ok(checkpoint)
+    make_checkpoint(disk, options)
+}
+
+fn make_checkpoint(disk: &dyn Disk, options: &LogOptions) -> Result<(), LogError> {
+    let made = disk
+        .create(CHECKPOINT_FILE, CHECKPOINT_FILE_SIZE)
+        .and_then(|()| write_checkpoint(disk, options, &Checkpoint::FIRST));
+    made.map_err(|error| match is_full(&error) {
+        true => LogError::NoSpace { error },
+        false => LogError::Io { file: CHECKPOINT_FILE, action: "make the checkpoint", error },
+    })
 }
 
 fn write_checkpoint(disk: &dyn Disk, options: &LogOptions, checkpoint: &Checkpoint) -> io::Result<()> {

@@ -1,9 +1,8 @@
-//! What survives: kill -9 with a log, a log on a full disk, and I/O errors.
+//! What survives: kill -9 with a log, and I/O errors.
 
 use std::process::Command;
 
-use crate::disk::{Kind, Mount};
-use crate::harness::{Client, Node, PATIENCE, Reply, command, encode, run_command, wait_in_sync, wait_until};
+use crate::harness::{Client, Node, PATIENCE, Reply, command, run_command, wait_in_sync};
 
 const SIZES: &[&str] = &["--shard-count", "2", "--key-size", "16", "--value-size", "200"];
 const LOGGED: &[&str] = &[
@@ -102,76 +101,17 @@ fn a_store_begins_and_ends_to_keep_a_log_as_its_options_say() {
 }
 
 #[test]
-fn a_log_on_a_full_disk_refuses_writes_until_there_is_space() {
-    full_disk("interval", 1);
-}
-
-#[test]
-fn a_log_that_comes_first_refuses_writes_on_a_full_disk_until_there_is_space() {
-    // Of a client that waits for its replies there is one write at a time.
-    full_disk("always", 100);
-}
-
-fn full_disk(level: &str, writers: usize) {
-    let Some(mount) = Mount::new(Kind::Ext4, 24) else { return };
-    let data = mount.directory.clone();
-    let sizes = ["--shard-count", "1", "--key-size", "16", "--value-size", "60000"];
-    let log = ["--durability", level, "--wal-segment-size", "128KiB", "--wal-size-max", "8MiB"];
-    let mut leader = Node::leader(&data, &[sizes, log].concat());
-    let mut client = leader.client();
-    let value = |number: u64| format!("{number:0>60000}");
-    let set =
-        |client: &mut Client, number: u64| client.call(&["SET", &format!("key:{number}"), &value(number)]);
-    for number in 0..50 {
-        assert_eq!(set(&mut client, number).text(), "OK");
-    }
-    // All that is left of the disk, but for less than the log's next file.
-    let filler = mount.directory.join("filler");
-    let words = ["if=/dev/zero".to_owned(), format!("of={}", filler.display()), "bs=64K".into()];
-    let filled = Command::new("dd").args(words).output().expect("dd");
-    assert!(!filled.status.success(), "the disk is not full");
-    // Two files go round for as long as a checkpoint frees one; so many writes at once need more of them.
-    let mut pipeline = Vec::new();
-    for number in 0..200 / writers as u64 {
-        encode(
-            &mut pipeline,
-            &[b"SET", format!("key:{}", number % 50).as_bytes(), value(number % 50).as_bytes()],
-        );
-    }
-    let mut clients: Vec<_> = (0..writers).map(|_| leader.client()).collect();
-    let mut refused = None;
-    wait_until("a full disk refuses writes", PATIENCE, || {
-        clients.iter_mut().for_each(|client| client.send(&pipeline).expect("writes are sent"));
-        for client in &mut clients {
-            for _ in 0..200 / writers {
-                match client.reply().expect("every write is answered") {
-                    Reply::Simple(_) => {}
-                    Reply::Error(error) => refused = Some(error),
-                    other => panic!("{other:?}"),
-                }
-            }
-        }
-        refused.is_some()
-    });
-    let refused = refused.expect("a refusal");
-    assert!(refused.starts_with("OOM") || refused.starts_with("MISCONF"), "{refused}");
-    assert!(refused.contains("log"), "{refused}");
-    assert_eq!(client.call(&["GET", "key:7"]).text(), value(7), "reads go on");
-    assert_eq!(leader.get("/livez").0, 200);
-    std::fs::remove_file(&filler).expect("the filler goes");
-    wait_until("writes are taken again", PATIENCE, || matches!(set(&mut client, 0), Reply::Simple(_)));
-    assert_eq!(client.call(&["WAITAOF", "1", "0", "0"]), durable(1, 0));
-    leader.kill();
-    leader.restart();
-    let mut client = leader.client();
-    for number in 0..50 {
-        assert_eq!(client.call(&["GET", &format!("key:{number}")]).text(), value(number), "key:{number}");
-    }
-    assert!(leader.terminate().0.success());
-}
-
-#[test]
 fn a_sync_that_fails_ends_the_process() {
+    failing_call("fdatasync");
+}
+
+#[test]
+fn a_write_of_the_log_that_fails_ends_the_process() {
+    failing_call("pwrite64");
+}
+
+/// From some time on each such call is an I/O error.
+fn failing_call(call: &str) {
     let is_there =
         Command::new("strace").arg("--version").output().is_ok_and(|output| output.status.success());
     if !is_there {
@@ -183,16 +123,8 @@ fn a_sync_that_fails_ends_the_process() {
     let mut leader = Node::leader(&data, &arguments());
     write(&mut leader.client(), 0..100);
     let mut strace = Command::new("strace");
-    strace.args([
-        "-f",
-        "-qq",
-        "-e",
-        "trace=fdatasync",
-        "-e",
-        "inject=fdatasync:error=EIO",
-        "-o",
-        "/dev/null",
-    ]);
+    let (trace, inject) = (format!("trace={call}"), format!("inject={call}:error=EIO"));
+    strace.args(["-f", "-qq", "-e", &trace, "-e", &inject, "-o", "/dev/null"]);
     let mut strace = strace.args(["-p", &leader.pid().to_string()]).spawn().expect("strace");
     let mut client = leader.client();
     let mut number = 0;

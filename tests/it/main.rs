@@ -18,6 +18,7 @@ mod durability;
 mod expiry;
 mod feed_export;
 mod forgotten;
+mod full_log;
 mod garbage;
 mod guard_rails;
 mod harness;
