@@ -35,11 +35,8 @@ use crate::wal::{Kind, Log, LogError};
 const BUFFERS_TOTAL: usize = 32 << 20;
 const BUFFER_MIN: usize = 128 << 10;
 const BUFFER_MAX: usize = 4 << 20;
-/// Bytes of records in one frame: this part of a segment, so that little of it is left over where the next one does
-/// not fit, and so many at least and at most. What a shard has is one frame as a rule.
-const FRAME_PART: usize = 16;
-const FRAME_BYTES_MIN: usize = 64 << 10;
-const FRAME_BYTES_MAX: usize = 1 << 20;
+/// Bytes of records in one frame: what a shard has is one, as a rule.
+const FRAME_BYTES: usize = 1 << 20;
 
 /// When a change is durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -516,14 +513,12 @@ impl Work {
     }
 
     fn append(&mut self, taken: &mut Taken, keeper: &Keeper) -> Result<(), LogError> {
-        let frame_bytes =
-            (self.log.segment_size() as usize / FRAME_PART).clamp(FRAME_BYTES_MIN, FRAME_BYTES_MAX);
         while taken.done < taken.bytes.len() {
             let at = taken.done;
             let kind = taken.kinds.iter().rfind(|(start, _)| *start <= at).map_or(Kind::Records, |run| run.1);
             let run_end = taken.kinds.iter().map(|run| run.0).find(|start| *start > at);
             let run = &taken.bytes[at..run_end.unwrap_or(taken.bytes.len())];
-            let size = whole_records(run, frame_bytes);
+            let size = whole_records(run, FRAME_BYTES.min(self.log.payload_size_max()));
             self.log.append(taken.shard, taken.epoch, kind, &run[..size])?;
             taken.done += size;
             self.is_worth_a_cut = true;

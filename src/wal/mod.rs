@@ -225,22 +225,18 @@ impl Log {
         Ok(())
     }
 
-    /// Bytes of a segment.
-    #[must_use]
-    pub fn segment_size(&self) -> u32 {
-        self.options.segment_size
-    }
-
     /// Whether there is a segment to append to.
     #[must_use]
     pub fn is_begun(&self) -> bool {
         !self.live.is_empty()
     }
 
-    /// The largest payload of a frame.
+    /// The largest payload of the next frame: what this segment has room for, and in any case what each has.
     #[must_use]
     pub fn payload_size_max(&self) -> usize {
-        (SEGMENT_SIZE_MIN - FRAMES_OFFSET) as usize - 2 * FRAME_HEADER_SIZE
+        const OF_EACH: usize = (SEGMENT_SIZE_MIN - FRAMES_OFFSET) as usize - 2 * FRAME_HEADER_SIZE;
+        // Words: a payload is padded.
+        (self.room().saturating_sub(2 * FRAME_HEADER_SIZE) / 8 * 8).max(OF_EACH)
     }
 
     /// Where the next frame goes.

@@ -34,7 +34,11 @@ fn options() -> LogOptions {
 
 /// A log on this disk, begun.
 fn begin(disk: &SimulatedDisk) -> Log {
-    let mut log = open(disk, &mut Vec::new()).unwrap();
+    begin_with(disk, options())
+}
+
+fn begin_with(disk: &SimulatedDisk, options: LogOptions) -> Log {
+    let mut log = open_with(disk, &mut Vec::new(), options).unwrap();
     log.begin_anew().unwrap();
     log
 }
@@ -42,7 +46,11 @@ fn begin(disk: &SimulatedDisk) -> Log {
 type Seen = Vec<(Position, ShardIndex, Kind, Vec<u8>)>;
 
 fn open(disk: &SimulatedDisk, seen: &mut Seen) -> Result<Log, LogError> {
-    let log = Log::open(Arc::new(disk.clone()), options())?;
+    open_with(disk, seen, options())
+}
+
+fn open_with(disk: &SimulatedDisk, seen: &mut Seen, options: LogOptions) -> Result<Log, LogError> {
+    let log = Log::open(Arc::new(disk.clone()), options)?;
     log.replay(|frames| {
         let all = frames.iter();
         seen.extend(all.map(|frame| (frame.position, frame.shard, frame.kind, frame.payload.to_vec())));
@@ -128,16 +136,19 @@ fn large_payloads_are_visited_again_and_after_a_power_cut_up_to_a_torn_one() {
         _ => DIRECT_SIZE_MIN - 10 + number * 7 % 20,
     };
     let payload = |number: usize| vec![number.to_le_bytes()[0]; size(number)];
+    let options = LogOptions { segment_size: 8 * SEGMENT_SIZE_MIN, ..options() };
     let mut torn = 0;
     for seed in 1..40 {
         let disk = SimulatedDisk::new(Arc::new(Steps(AtomicU64::new(seed))));
-        let mut log = begin(&disk);
+        let mut log = begin_with(&disk, options);
         let (mut all, marked) = fill(&mut log, 3, 4, payload);
-        let last = log.append(ShardIndex(9), 7, Kind::Records, &payload(101));
-        last.expect("room");
-        all.push((Position::default(), ShardIndex(9), Kind::Records, payload(101)));
+        // The largest that there may be takes all the room.
+        let (largest, segment) = (vec![9; log.payload_size_max()], log.end().segment());
+        log.append(ShardIndex(9), 7, Kind::Records, &largest).expect("room");
+        assert!(largest.len() > SEGMENT_SIZE_MIN as usize && log.end().segment() == segment, "{log:?}");
+        all.push((Position::default(), ShardIndex(9), Kind::Records, largest));
         let mut seen = Seen::new();
-        open(&disk.after_power_cut(), &mut seen).unwrap();
+        open_with(&disk.after_power_cut(), &mut seen, options).unwrap();
         assert!(
             seen.iter().zip(&all).all(|(seen, made)| (seen.1, &seen.3) == (made.1, &made.3)),
             "seed {seed}"
@@ -147,7 +158,7 @@ fn large_payloads_are_visited_again_and_after_a_power_cut_up_to_a_torn_one() {
         torn += usize::from(seen.len() < all.len());
         log.sync().unwrap();
         let mut seen = Seen::new();
-        open(&disk.after_power_cut(), &mut seen).unwrap();
+        open_with(&disk.after_power_cut(), &mut seen, options).unwrap();
         assert_eq!(seen.len(), all.len(), "seed {seed}");
         assert_eq!(seen[..all.len() - 1], all[..all.len() - 1], "seed {seed}");
     }
