@@ -5,7 +5,8 @@
 //! and pushes it to the shard's rings; a step of a scan holds it shared. A read of one record takes
 //! no lock: it copies the slot's words and asks the shard's version whether a writer was there
 //! meanwhile; only then it takes the lock, shared. So consecutive reads overlap in the processor.
-//! [`open`] makes and opens stores, [`records`] is what clients call, [`replicate`] what links call,
+//! [`open`] makes and opens stores, [`records`] is what clients call, [`visit`] what goes by slots,
+//! [`replicate`] what links call,
 //! [`rewind`] what a follower does that holds what its leader never had, [`regain`] what a leader does that
 //! lost what its followers hold, [`history`] what must be durable when roles and leaders change,
 //! [`audit`] looks at slots in the background, [`pending`] is how changes wait for a log that comes first,
@@ -34,6 +35,7 @@ mod report;
 pub mod rewind;
 #[cfg(test)]
 mod tests;
+mod visit;
 
 use std::fs::File;
 use std::io;
