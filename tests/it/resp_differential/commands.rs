@@ -137,6 +137,7 @@ pub(super) fn command(random: &mut Random, in_multi: bool) -> Vec<Vec<u8>> {
                 &["client", "no-evict", "maybe"],
                 &["config", "get", "databases2"],
                 &["config", "get"],
+                &["config", "get", "maxmemory-policy"],
                 &["config", "get", "save"],
                 &["command", "docs", "nosuchcommand"],
                 &["command", "count", "x"],

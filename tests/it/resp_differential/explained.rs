@@ -139,7 +139,8 @@ const TABLE: &[Explained] = &[
 ];
 
 /// Commands that are not compared, and why; all others are.
-const NOT_COMPARED: [(&[&str], &str); 6] = [
+const NOT_COMPARED: [(&[&str], &str); 7] = [
+    (&["watch", "unwatch"], "it takes two clients to tell"),
     (&["bgsave", "save", "lastsave", "shutdown", "failover", "replicaof", "slaveof"], "they act on the node"),
     (
         &["info", "role", "client", "command", "config", "debug", "hello", "time"],
