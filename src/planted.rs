@@ -76,6 +76,8 @@ pub enum Bug {
     GrowthTrusted,
     /// After a power cut seqs are given out again.
     SeqReused,
+    /// A slot is taken without a look at its checksum.
+    TornSlotAccepted,
     /// A frame of the log is taken without a look at its checksum.
     TornFrameAccepted,
     /// After a failed sync of the log another one is tried.

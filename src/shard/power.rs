@@ -105,3 +105,65 @@ fn what_was_durable_and_is_missing_or_damaged_is_not_taken_for_new() {
     let shard = open(&torn, RESTARTED).unwrap();
     assert_eq!(shard.damaged().len(), 0, "it was never durable");
 }
+
+/// A slot of six sectors that is written over everything it may have held: every byte's prefix and suffix, and every set
+/// of sectors.
+#[test]
+#[cfg_attr(miri, ignore = "opens thousands of shards")]
+fn a_slot_write_torn_anywhere_leaves_the_old_image_or_the_new_one_or_is_known() {
+    const SLOT: SlotIndex = SlotIndex(0);
+    let hash = GEOMETRY.place(&key(0)).hash;
+    let change = |shard: &mut Shard, value_size: Option<usize>| match (value_size, shard.find(hash, &key(0)))
+    {
+        (Some(size), _) => drop(shard.put_key(hash, &key(0), &vec![7; size], 0).unwrap().len()),
+        (None, Some(slot)) => drop(shard.delete(hash, slot, &key(0)).len()),
+        (None, None) => {}
+    };
+    let befores: [&[Option<usize>]; 5] =
+        [&[], &[Some(2_900)], &[Some(300)], &[Some(2_900), None], &[Some(300), Some(5)]];
+    for (before, after) in
+        befores.into_iter().flat_map(|before| [Some(2_900), Some(300), None].map(|after| (before, after)))
+    {
+        let size = Shard::initial_size(&GEOMETRY);
+        let mut shard = Shard::create(Region::heap(size, size), IDENTITY, HOST).unwrap();
+        shard.take_over(HOST, 0xA1, false).unwrap();
+        before.iter().for_each(|size| change(&mut shard, *size));
+        let (mut old, old_image) =
+            (shard.region_bytes().to_vec(), shard.view(SLOT).unwrap().image().to_vec());
+        change(&mut shard, after);
+        let (new, new_image) = (shard.region_bytes(), shard.view(SLOT).unwrap().image().to_vec());
+        // What the redo place holds is not to help.
+        old[REDO_OFFSET + 4..REDO_OFFSET + 8].fill(0);
+        let (start, stride) = (slots_offset(&GEOMETRY), GEOMETRY.slot_stride());
+        let parts_written = |parts: &[std::ops::Range<usize>]| {
+            let mut torn = old.clone();
+            parts.iter().for_each(|part| torn[part.clone()].copy_from_slice(&new[part.clone()]));
+            torn
+        };
+        let is_whole = |view: SlotView<'_>| view.image() == old_image || view.image() == new_image;
+        for cut in start..=start + stride {
+            for part in [start..cut, cut..start + stride] {
+                let torn = parts_written(&[part]);
+                let view = SlotView::check(&GEOMETRY, ShardIndex(0), SLOT, &torn[start..start + stride]);
+                assert!(
+                    view.is_err() || view.is_ok_and(is_whole),
+                    "{before:?}, {after:?}, byte {}",
+                    cut - start
+                );
+            }
+        }
+        let sectors: Vec<_> =
+            (start..start + stride).step_by(512).map(|from| from..(from + 512).min(start + stride)).collect();
+        for subset in 0..1_u32 << sectors.len() {
+            let written: Vec<_> =
+                (0..sectors.len()).filter(|at| subset & 1 << at != 0).map(|at| sectors[at].clone()).collect();
+            let found = open(&parts_written(&written), RESTARTED).unwrap();
+            found.check().unwrap();
+            let is_known = found.damaged().len() == 1 && found.find(hash, &key(0)).is_none();
+            assert!(
+                found.view(SLOT).is_ok_and(is_whole) || is_known,
+                "{before:?}, {after:?}, sectors {subset:b}"
+            );
+        }
+    }
+}

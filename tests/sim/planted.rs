@@ -129,6 +129,11 @@ fn follower_s_log_is_called_durable_before_its_sync() {
 }
 
 #[test]
+fn torn_slot_is_accepted() {
+    assert_found_by(Bug::TornSlotAccepted, power::all_lives);
+}
+
+#[test]
 fn growth_is_taken_to_be_on_the_disk() {
     assert_found_by(Bug::GrowthTrusted, power::all_lives_without_log);
 }
