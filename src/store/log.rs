@@ -669,4 +669,6 @@ impl Store {
 }
 
 #[cfg(test)]
+mod frame_tests;
+#[cfg(test)]
 mod tests;
