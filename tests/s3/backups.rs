@@ -1,6 +1,6 @@
 //! Backups in a bucket are what backups in a directory are: equal, chained, whole or none.
 
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use crate::door::{Door, Rule};
@@ -13,6 +13,19 @@ use crate::steps::{
 /// Longer than a leader waits for a follower that says nothing.
 const LONGER_THAN_A_LINK: Duration = Duration::from_secs(12);
 const PART_SIZE: u64 = 16 << 20;
+
+/// Waits until so many bytes of a backup went out.
+#[track_caller]
+fn wait_sent(door: &Door, bytes: u64, child: &mut Child) {
+    let mut has_ended = false;
+    wait_until("a part of the backup went out", LONG, || {
+        has_ended = child.try_wait().expect("a child of ours").is_some();
+        has_ended || door.sent() >= bytes
+    });
+    if has_ended {
+        panic!("the backup has ended: {:?}", child.stderr.take().map(std::io::read_to_string));
+    }
+}
 
 #[test]
 fn a_chain_over_buckets_and_directories_equals_the_leader() {
@@ -96,7 +109,7 @@ fn a_large_object_that_is_interrupted_is_no_backup_and_the_next_one_is() {
     let door = Door::new(moto.address, Rule::HoldAfter(PART_SIZE + PART_SIZE / 2));
     let mut command = backup_command(&leader, (&moto, door.address), &to, None);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
-    wait_until("a part and a half went out", LONG, || door.sent() >= PART_SIZE + PART_SIZE / 2);
+    wait_sent(&door, PART_SIZE + PART_SIZE / 2, &mut child);
     child.kill().expect("a child of ours can be killed");
     child.wait().expect("a killed child ends");
     drop(door);
@@ -106,8 +119,8 @@ fn a_large_object_that_is_interrupted_is_no_backup_and_the_next_one_is() {
     // A server that is busy at first, and then slower than a link may be silent.
     let door = Door::new(moto.address, Rule::Busy(3, PART_SIZE / 2));
     let mut command = backup_command(&leader, (&moto, door.address), &to, None);
-    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
-    wait_until("the first part is on its way", LONG, || door.sent() >= PART_SIZE / 2);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
+    wait_sent(&door, PART_SIZE / 2, &mut child);
     std::thread::sleep(LONGER_THAN_A_LINK);
     door.set(Rule::Open);
     let output = child.wait_with_output().expect("it ends");
@@ -129,8 +142,8 @@ fn two_backups_to_one_prefix_at_a_time_are_never_both_called_whole() {
     let to = s3("shared");
     let door = Door::new(moto.address, Rule::HoldAfter(PART_SIZE / 2));
     let mut command = backup_command(&leader, (&moto, door.address), &to, None);
-    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
-    wait_until("the first one is under way", LONG, || door.sent() >= PART_SIZE / 2);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
+    wait_sent(&door, PART_SIZE / 2, &mut child);
     fill(&mut client, 0..1_000, 1, 1_000);
     assert_good(&backup(&leader, &moto, &to, None));
     door.set(Rule::Open);

@@ -11,6 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::canned::answer;
+use crate::harness::PATIENCE;
 
 const NAP: Duration = Duration::from_millis(2);
 
@@ -107,10 +108,12 @@ impl Shared {
             return Ok(());
         }
         if self.is_busy() {
-            // All of the request, or its rest would break the connection before the answer is read.
-            client.set_read_timeout(Some(Duration::from_millis(200)))?;
-            let mut bytes = vec![0; 1 << 16];
-            while client.read(&mut bytes).is_ok_and(|read| read > 0) {}
+            // An answer before the request would be no answer. Those that come first have no body.
+            client.set_read_timeout(Some(PATIENCE))?;
+            let (mut head, mut byte) = (Vec::new(), [0]);
+            while !head.ends_with(b"\r\n\r\n") && client.read(&mut byte)? == 1 {
+                head.push(byte[0]);
+            }
             return client.write_all(&answer(
                 "503 Slow Down",
                 "SlowDown",
