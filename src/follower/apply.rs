@@ -118,6 +118,7 @@ impl Applier {
             store.set_progress(self.shard, self.progress);
         }
         store.follow_lineage(self.shard, &welcome.lineage)?;
+        store.expect_slots(self.shard, welcome.slots_formatted);
         if welcome.since == Seq::ZERO {
             store.reserve(self.shard, welcome.records)?;
         }

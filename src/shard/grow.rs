@@ -11,8 +11,8 @@ use super::{ApplyError, GROWTH_MIN, PAGE_SIZE, Shard};
 
 // A writer waits while a growth step is allocated and formatted: about a millisecond for 4 MiB.
 const GROWTH_MAX: usize = 4 << 20;
-// How far beyond its end a shard follows its leader's slot indexes at once; a leader fills slots
-// from the lowest, so that a larger step is a mistake and must not allocate a disk.
+// How far beyond its end, and beyond the slots that its leader said it has, a shard follows its leader's slot indexes at
+// once; a leader fills slots from the lowest, so that a larger step is a mistake and must not allocate a disk.
 const APPLY_AHEAD_MAX: usize = 64 << 20;
 
 impl Shard {
@@ -30,10 +30,16 @@ impl Shard {
         self.grow_by(step).or_else(|_| self.grow_by(self.slots.stride))
     }
 
+    /// The leader's shard has so many slots, and so will this one: those of them that hold nothing are not sent, however
+    /// many follow each other.
+    pub fn expect_slots(&mut self, leader_slots: u32) {
+        self.leader_slots = leader_slots;
+    }
+
     #[cold]
     pub(super) fn grow_to(&mut self, slot: SlotIndex) -> Result<(), ApplyError> {
         let missing = (slot.0 - self.slots_formatted()) as usize * self.slots.stride;
-        if missing > APPLY_AHEAD_MAX {
+        if missing > APPLY_AHEAD_MAX && slot.0 >= self.leader_slots {
             return Err(ApplyError::Range { slot, formatted: self.slots_formatted() });
         }
         while self.slots_formatted() <= slot.0 {

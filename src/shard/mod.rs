@@ -126,6 +126,8 @@ pub struct Shard {
     /// While the shard waits for followers to give back what an OS crash took: everything up to here is held.
     tail: Option<regain::Tail>,
     pending: Pending,
+    /// Slots that the shard's leader has.
+    leader_slots: u32,
 }
 
 impl Shard {

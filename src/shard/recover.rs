@@ -134,6 +134,7 @@ impl Shard {
             doubt: None,
             tail: None,
             pending: Pending::default(),
+            leader_slots: 0,
         };
         shard.format_to(count)?;
         Ok(shard)
@@ -187,6 +188,7 @@ impl Shard {
             doubt: None,
             tail: None,
             pending: Pending::default(),
+            leader_slots: 0,
         };
         shard.redo();
         let doubt = if has_bad_copy { Err(Doubt::State) } else { shard.check_digest(host) };

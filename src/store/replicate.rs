@@ -178,6 +178,12 @@ impl Store {
         self.exclusive(shard).shard.reserve(records).map_err(full)
     }
 
+    /// Notes how many slots the leader's shard has: as many may come, in whatever steps.
+    pub fn expect_slots(&self, shard: ShardIndex, leader_slots: u64) {
+        let leader_slots = u32::try_from(leader_slots).unwrap_or(u32::MAX);
+        self.exclusive(shard).shard.expect_slots(leader_slots);
+    }
+
     /// Whether the store holds what it got from a leader.
     #[must_use]
     pub fn is_follower(&self) -> bool {

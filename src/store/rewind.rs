@@ -13,7 +13,7 @@ use crate::shard::header::Step;
 use crate::slot::{Records, Seq, ShardIndex, SlotIndex};
 
 use super::report::{Draft, push_line};
-use super::{ApplyError, Progress, Store};
+use super::{ApplyError, Locked, Progress, Store};
 
 /// What a rewind begins with.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -253,10 +253,12 @@ impl Store {
         let mut locked = self.applicable(shard, next)?;
         let mut applied = 0;
         for record in Records::new(&self.geometry, records) {
-            locked.shard.apply_forced(record?)?;
+            let Locked { shard, log, .. } = &mut *locked;
+            shard.apply_forced(record?)?;
+            // One by one: those before one that is refused are applied, too.
+            log.push_forced(shard.last_record());
             applied += 1;
         }
-        locked.log.push_forced(records);
         let progress = locked.shard.progress();
         if let Step::Rewind { fork, .. } = progress.step {
             locked.shard.set_progress(Progress { step: Step::Rewind { fork, next }, ..progress });

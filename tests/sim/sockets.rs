@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use slotstream::follower::{self, Follower};
 use slotstream::leader::{self, Leader};
 use slotstream::links::{Level, LinkCell, Links, Phase};
+use slotstream::slot::SlotIndex;
 use slotstream::stop::Stop;
 use slotstream::store::{Options, Position, Progress, Store};
 use slotstream::{Geometry, Seq, ShardIndex};
@@ -89,6 +90,35 @@ fn images(store: &Store, shard: ShardIndex) -> Vec<u8> {
 
 pub(crate) fn put(store: &Store, key: u64, value: u64) {
     store.put(&key.to_le_bytes(), &value.to_le_bytes()).unwrap();
+}
+
+/// 130 MB of slots that hold nothing, and a record behind them: a follower once took that for a mistake of its leader,
+/// and began its first sync again and again.
+#[test]
+fn a_follower_takes_a_record_far_behind_the_one_before_it() {
+    const LAST: u32 = 2_000;
+    let geometry =
+        Geometry { shard_count: 1, key_size_max: 16, value_size_max: 65_000, shard_prefix_bits: 0 };
+    let small = |id| {
+        let options = Options { store_id: id, ..Options::memory(geometry, LAST + 100) };
+        Arc::new(Store::open(std::path::Path::new("unused"), options).unwrap())
+    };
+    let (store_l, empty, shard) = (small(None), small(None), ShardIndex(0));
+    for key in 0..=u64::from(LAST) {
+        put(&store_l, key, 1);
+    }
+    for slot in 1..LAST {
+        let mut record = Vec::new();
+        empty.push_slot(shard, SlotIndex(slot), &mut record).unwrap();
+        store_l.apply_forced(shard, &record, SlotIndex(slot + 1)).unwrap();
+    }
+    assert_eq!(store_l.len(), 2);
+    let leader = start_leader(&store_l, leader::Options::default());
+    let store_f = small(Some(store_l.store_id()));
+    let _follower = start_follower(&store_f, leader.address(), follower::Options::default());
+    wait_until("the scan is through", || is_equal(&store_l, &store_f));
+    assert_equal(&store_l, &store_f);
+    assert_eq!(leader.links.totals.full_scans.load(Ordering::Relaxed), 1, "it began once");
 }
 
 #[test]
