@@ -133,7 +133,8 @@ fn run(command: Command) -> anyhow::Result<Verdict> {
         }
         Command::Export(options) => {
             let ExportArgs { node, file: path, format } = options;
-            inspect::export::run(&inspect::export::Export { node, path, format }, &mut out)?;
+            let export = inspect::export::Export { node, path, format };
+            return Ok(inspect::export::run(&export, &mut out)?);
         }
         Command::Tail(options) => {
             let stop = Stop::new();

@@ -192,7 +192,27 @@ fn follower(view: &View, max_lag: Option<&str>) -> Answer {
 
 #[cfg(test)]
 mod tests {
-    use super::parameter;
+    use super::{ShardStatus, check, parameter, shard_state};
+
+    /// Ready is a shard that was in sync once, also while a later scan fills it: the line says which it is.
+    #[test]
+    fn a_shards_line_names_its_phase_also_where_it_is_ready() {
+        let shard = |phase: &str, scan: serde_json::Value, inconsistent: bool| {
+            let status = serde_json::json!({
+                "shard": 3, "seq": 9, "epoch": 1, "phase": phase, "reason": "", "applied_seq": 7, "leader_seq": 9,
+                "lag_records": 2, "lag_seconds": 0.5, "inconsistent": inconsistent, "ready": true, "slots_used": 5,
+                "slots_deleted": 0, "slots_formatted": 10, "file_bytes": 4096, "scan": scan,
+            });
+            let shard: ShardStatus = serde_json::from_value(status).expect("a status");
+            let (mut lines, state) = (String::new(), shard_state(&shard));
+            check(&mut lines, "shard 3", shard.ready, &state, &state);
+            lines
+        };
+        let scan = serde_json::json!({ "since": 4, "slots": 5, "slots_total": 10 });
+        assert_eq!(shard("scan", scan, true), "[+]shard 3 scan (5 of 10 slots) inconsistent ok\n");
+        assert_eq!(shard("stream", serde_json::Value::Null, false), "[+]shard 3 streaming ok\n");
+        assert_eq!(shard("connecting", serde_json::Value::Null, false), "[+]shard 3 connecting ok\n");
+    }
 
     #[test]
     fn query_parameters_are_found_by_their_whole_name() {

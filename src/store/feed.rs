@@ -111,7 +111,10 @@ pub enum FeedError {
         first_seq: Seq,
     },
     /// A slot that may have changed is damaged: until it is healed the feed does not go past it.
-    #[error("shard {shard}: slot {slot}: {error}")]
+    #[error(
+        "shard {shard}: slot {slot}: {error}; no change of this shard is told until that slot is written again, or healed \
+         by a leader (a follower of this node may lead)"
+    )]
     Damaged {
         /// The shard.
         shard: ShardIndex,

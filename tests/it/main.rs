@@ -11,6 +11,7 @@ mod changes;
 mod cli;
 mod client;
 mod crash;
+mod damaged;
 mod default_level;
 mod demo;
 mod disk;

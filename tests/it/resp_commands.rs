@@ -97,6 +97,10 @@ fn info_has_the_fields_that_clients_look_for() {
     assert_eq!(client.ask("get none"), "$-1\r\n");
     link(&server, 7, 0, 3);
     link(&server, 7, 1, 4);
+    // A backup takes shards, too, and serves nobody.
+    let backup = LinkCell::new(Uuid::from_u128(8), ([127, 0, 0, 1], 4001).into(), 0, 0);
+    backup.set_phase(Phase::Scan);
+    server.context.links.add(backup);
     let info = client.ask("info");
     let fields = [
         "redis_version:7.2.4",

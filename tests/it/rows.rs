@@ -152,7 +152,9 @@ fn what_is_no_such_file_is_said_with_its_place() {
     let wanted = "rows.json: line 701: has no value and no value_hex; 700 rows are imported";
     assert_bad(&import(&node, &at("rows.json")), wanted);
     assert_eq!(node.client().call(&["DBSIZE"]), Reply::Integer(700));
-    assert_bad(&import(&node, &at("rows")), "wanted --format json, csv or rdb");
+    let unnamed = import(&node, &at("rows"));
+    assert_eq!(unnamed.status.code(), Some(2));
+    assert!(stderr(&unnamed).contains("wanted --format json, csv or rdb"), "{}", stderr(&unnamed));
     assert_bad(&import(&node, &at("none.csv")), "none.csv: cannot open it");
     let nowhere = at("no/such/place.csv");
     assert_bad(&export(&node, &nowhere), "place.csv.unfinished: cannot create it");

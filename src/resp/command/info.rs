@@ -31,13 +31,14 @@ pub(super) struct Follower {
     lag_bytes: u64,
 }
 
-/// A leader's followers, in a stable order.
+/// A leader's followers that serve Redis clients, in a stable order. What else takes its shards, as a backup does, is no
+/// replica: clients would look for one at port 0.
 pub(super) fn followers(store: &Store, links: &Links) -> Vec<Follower> {
     // A follower that came back before its old link timed out has two for a shard: the better one counts.
     let mut best: BTreeMap<(Uuid, u16), Arc<LinkCell>> = BTreeMap::new();
     let applied = |cell: &LinkCell| cell.applied_seq.load(Ordering::Relaxed);
     for cell in links.all() {
-        if matches!(cell.phase(), Phase::Closed | Phase::Refused) {
+        if cell.resp_port == 0 || matches!(cell.phase(), Phase::Closed | Phase::Refused) {
             continue;
         }
         let known = best.entry((cell.follower, cell.shard)).or_insert_with(|| Arc::clone(&cell));

@@ -198,7 +198,8 @@ pub(in crate::resp) fn command(call: &mut Call<'_>) -> Outcome {
 const DOCS: [(&str, &str); 3] = [
     (
         "slotstream.export",
-        "EXPORT cursor [COUNT n]: next cursor, shard, and key, value, expiry (Unix ms, 0 = never) of each record",
+        "EXPORT cursor [COUNT n]: next cursor, shard, key, value and expiry (Unix ms, 0 = never) of each record, and \
+         damaged slots",
     ),
     (
         "slotstream.lastseq",
