@@ -2,14 +2,24 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use slotstream::Geometry;
 use slotstream::resp::Options;
+use slotstream::{Change, Entry, Geometry};
 
 use crate::resp_support::{GEOMETRY, TestServer, wait_until};
 
 const SMALL: Geometry =
     Geometry { shard_count: 3, key_size_max: 16, value_size_max: 20, shard_prefix_bits: 0 };
+
+/// Says that it is over when its scope ends, also where that fails: other threads of the scope would go on for ever.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 fn value_error(found: u64) -> String {
     format!("-ERR value is {found} bytes, this store holds values of at most 20\r\n")
@@ -138,6 +148,7 @@ fn scan_returns_what_is_there_throughout_whatever_changes_meanwhile() {
         assert_eq!(client.ask(&format!("set {key} 0")), "+OK\r\n");
     }
     std::thread::scope(|scope| {
+        let _over = Over(&stop);
         let change = || {
             let mut client = server.connect();
             let mut round = 0;
@@ -166,18 +177,18 @@ fn scan_returns_what_is_there_throughout_whatever_changes_meanwhile() {
             }
             assert_eq!(found, stay, "count {count}");
         }
-        stop.store(true, Ordering::Relaxed);
     });
 }
 
 /// A record is renamed to and fro while somebody writes to one of its names: what was written is never lost.
 #[test]
 fn renaming_loses_no_write() {
-    const WRITES: usize = 300;
+    const WRITES: u64 = 1000;
     let server = TestServer::start();
     assert_eq!(server.connect().ask("set a begin"), "+OK\r\n");
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _over = Over(&is_over);
         scope.spawn(|| {
             let mut client = server.connect();
             while !is_over.load(Ordering::Relaxed) {
@@ -185,13 +196,24 @@ fn renaming_loses_no_write() {
                 assert_eq!(client.ask("rename b a"), "+OK\r\n");
             }
         });
-        let mut client = server.connect();
-        for write in 0..WRITES {
-            wait_until("a write to a", || client.ask(&format!("set a write:{write} xx")) == "+OK\r\n");
-            wait_until("the write under one of its names", || {
-                client.ask("mget a b").contains(&format!("write:{write}\r\n"))
-            });
+        // Beside the server, so that it writes while a command is being done.
+        let store = &server.context.store;
+        for nth in 0..WRITES {
+            let text = format!("write:{nth}");
+            let write = |old: Option<Entry<'_>>, buffer: &mut Vec<u8>| match old {
+                Some(_) => {
+                    buffer.extend_from_slice(text.as_bytes());
+                    (Change::Put { expire_at: 0 }, true)
+                }
+                None => (Change::Keep, false),
+            };
+            let is_at = |key: &[u8]| store.get(key).expect("a good slot").as_deref() == Some(text.as_bytes());
+            // At any moment of a renaming: it takes about as long as the longest of these pauses.
+            wait_until("a record at a", || (0..10_000).any(|_| store.contains(b"a").expect("a good slot")));
+            let begin = Instant::now();
+            while begin.elapsed() < Duration::from_micros(nth * 7 % 300) {}
+            wait_until("a write", || (0..10_000).any(|_| store.update(b"a", write).expect("room")));
+            wait_until("the write under its other name", || (0..10_000).any(|_| is_at(b"b")));
         }
-        is_over.store(true, Ordering::Relaxed);
     });
 }
