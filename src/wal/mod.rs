@@ -166,7 +166,13 @@ impl Log {
         assert!(options.segment_size >= SEGMENT_SIZE_MIN, "a segment has room for the largest record");
         let mut survey = Survey::new(&*disk, options.store_id)?;
         let (checkpoint, has_checkpoint) = match survey.checkpoint {
-            Some(checkpoint) => (checkpoint, true),
+            Some(checkpoint) => {
+                // A killed process may have left this copy on its way; the other one is written next.
+                let failed =
+                    |error| LogError::Io { file: CHECKPOINT_FILE, action: "sync the checkpoint", error };
+                disk.sync(CHECKPOINT_FILE).map_err(failed)?;
+                (checkpoint, true)
+            }
             None => match create_checkpoint(&*disk, &options, &survey) {
                 Ok(()) => (Checkpoint::FIRST, true),
                 // It is made when the log begins.

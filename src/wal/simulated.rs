@@ -72,6 +72,8 @@ pub enum Fault {
     PowerCut,
     /// The call fails, and what it should have written is forgotten.
     Failure,
+    /// The process ends before the call: what it wrote until then is seen, and not durable.
+    Kill,
 }
 
 #[derive(Default)]
@@ -139,6 +141,13 @@ impl SimulatedDisk {
         Self { shared: Arc::new(Mutex::new(shared)), chance: Arc::clone(&self.chance) }
     }
 
+    /// Another process may go on after [`Fault::Kill`].
+    pub fn outlive(&self) {
+        let mut shared = self.shared.lock();
+        shared.has_power = true;
+        shared.fault = None;
+    }
+
     /// What readers see of a file.
     #[must_use]
     pub fn bytes(&self, file: u32) -> Vec<u8> {
@@ -172,7 +181,7 @@ impl SimulatedDisk {
         }
         let fault = shared.fault.filter(|(call, _)| *call == shared.calls).map(|(_, fault)| fault);
         shared.calls += 1;
-        if fault == Some(Fault::PowerCut) {
+        if matches!(fault, Some(Fault::PowerCut | Fault::Kill)) {
             shared.has_power = false;
         }
         f(&mut shared, fault)?;
@@ -201,6 +210,7 @@ impl Disk for SimulatedDisk {
             // Cut off, it is there, or is not, or is too short.
             let size = match fault {
                 None => size,
+                Some(Fault::Kill) => 0,
                 Some(_) => [0, size / 2, size][pick(&*self.chance, 3)],
             };
             if size > 0 {
@@ -232,7 +242,11 @@ impl Disk for SimulatedDisk {
             let images = find(shared, file)?;
             let offset = usize::try_from(offset).map_err(io::Error::other)?;
             assert!(offset + bytes.len() <= images.seen.len(), "a write within the file");
-            let done = if fault.is_none() { bytes.len() } else { pick(&*self.chance, bytes.len() + 1) };
+            let done = match fault {
+                None => bytes.len(),
+                Some(Fault::Kill) => 0,
+                Some(_) => pick(&*self.chance, bytes.len() + 1),
+            };
             images.write(offset, &bytes[..done]);
             Ok(())
         })
@@ -244,7 +258,7 @@ impl Disk for SimulatedDisk {
             match fault {
                 None => images.sync(),
                 Some(Fault::Failure) => images.write_back_some(&*self.chance),
-                Some(Fault::PowerCut) => {}
+                Some(Fault::PowerCut | Fault::Kill) => {}
             }
             Ok(())
         })

@@ -255,9 +255,10 @@ fn life(seed: u64, durability: Durability, fault: Option<(u64, Fault)>) -> u64 {
     pair.follower.cut_power(Some(&store));
     drop(store);
     pair.ends = None;
-    // Opened again, with the power cut in every call of that in turn; the last time nothing goes wrong.
+    // Opened again, with a kill or a power cut in every call of that in turn; the last time nothing goes wrong.
     for cut in 0.. {
-        pair.follower.disk.plan(cut, Fault::PowerCut);
+        let is_kill = pair.random.percent(30);
+        pair.follower.disk.plan(cut, if is_kill { Fault::Kill } else { Fault::PowerCut });
         match pair.begin() {
             Ok(store) => {
                 pair.follower.disk.plan_nothing();
@@ -266,7 +267,11 @@ fn life(seed: u64, durability: Durability, fault: Option<(u64, Fault)>) -> u64 {
             }
             Err(error) => {
                 assert!(!pair.follower.disk.has_power(), "{}, opening cut at {cut}: {error}", pair.context);
-                pair.follower.cut_power(None);
+                if is_kill {
+                    pair.follower.disk.outlive();
+                } else {
+                    pair.follower.cut_power(None);
+                }
             }
         }
     }

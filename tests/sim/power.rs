@@ -277,9 +277,10 @@ fn life(seed: u64, level: Level, fault: Option<(u64, Fault)>) -> u64 {
     }
     let calls = machine.disk.calls();
     machine.cut_power(store);
-    // Opened again, with the power cut in every call of that in turn; the last time nothing goes wrong.
+    // Opened again, with a kill or a power cut in every call of that in turn; the last time nothing goes wrong.
     for cut in 0.. {
-        machine.disk.plan(cut, Fault::PowerCut);
+        let is_kill = random.percent(30);
+        machine.disk.plan(cut, if is_kill { Fault::Kill } else { Fault::PowerCut });
         match machine.open() {
             Ok(store) => {
                 machine.disk.plan_nothing();
@@ -288,7 +289,11 @@ fn life(seed: u64, level: Level, fault: Option<(u64, Fault)>) -> u64 {
             }
             Err(error) => {
                 assert!(!machine.disk.has_power(), "{}, opening cut at {cut}: {error}", machine.context);
-                machine.cut_power(None);
+                if is_kill {
+                    machine.disk.outlive();
+                } else {
+                    machine.cut_power(None);
+                }
             }
         }
     }
