@@ -39,6 +39,18 @@ fn inline(command: &[Vec<u8>]) -> Vec<u8> {
     line
 }
 
+/// What was done before a test failed, to be shown then.
+struct Trail(Vec<String>);
+
+impl Drop for Trail {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let start = self.0.len().saturating_sub(40);
+            eprintln!("the last commands, and our replies:\n{}", self.0[start..].join("\n"));
+        }
+    }
+}
+
 /// Does that many commands on both servers, in batches of up to `batch_max`.
 fn run<A: Read + Write, B: Read + Write>(
     random: &mut Random,
@@ -50,6 +62,7 @@ fn run<A: Read + Write, B: Read + Write>(
     /// No batch is much larger: its replies must fit the sockets' buffers, since nobody reads meanwhile.
     const BATCH_BYTES_MAX: usize = 32 << 10;
     let (mut in_multi, mut done, mut explained) = (false, 0, BTreeMap::new());
+    let mut trail = Trail(Vec::new());
     while done < count {
         let (mut commands, mut bytes) = (Vec::new(), Vec::new());
         for _ in 0..=random.below(batch_max) {
@@ -73,7 +86,13 @@ fn run<A: Read + Write, B: Read + Write>(
         ours.send(&bytes);
         theirs.send(&bytes);
         for command in &commands {
-            if let Some(reason) = check(command, &ours.reply(), &theirs.reply()) {
+            let (ours, theirs) = (ours.reply(), theirs.reply());
+            trail.0.push(format!(
+                "{}-> {}",
+                compare::show(command),
+                ours[..ours.len().min(40)].escape_ascii()
+            ));
+            if let Some(reason) = check(command, &ours, &theirs) {
                 *explained.entry(reason).or_insert(0) += 1;
             }
         }
