@@ -1,12 +1,10 @@
 //! A leader whose machine lost power gets its last writes back from its follower before it takes new ones.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::Duration;
 
-use crate::harness::{
-    ANY_PORTS, Node, PATIENCE, Reply, assert_equal, command, run_command, stderr, wait_in_sync, wait_until,
-};
+use crate::harness::{Node, PATIENCE, Reply, assert_equal, wait_in_sync, wait_until};
 use crate::rewind::copy_directory;
 use crate::roles_at_run_time::{SIZES, set};
 
@@ -73,25 +71,37 @@ pub(crate) fn end_regain(leader: &Node, shards: usize) {
     wait_until("the leader is ready", PATIENCE, || leader.get("/readyz").0 == 200);
 }
 
-/// With a log the first sync of a shard's file would be what its replay has put back.
+/// With a log what was written would come back from it, and not from followers.
 pub(crate) const UNLOGGED: &[&str] = &["--durability", "none"];
 
-/// A leader on `directory` whose first sync of a shard's file fails; `None` where nothing may be traced.
-pub(crate) fn with_failing_sync(directory: &Path, arguments: &[&str], ports_file: &Path) -> Option<Command> {
+/// From now on each sync of the first shard's file fails in this node; `None` where nothing may be traced.
+pub(crate) fn fail_syncs(node: &Node, directory: &Path) -> Option<Child> {
     let probe = Command::new("strace").args(["-e", "trace=none", "true"]).output();
     if !probe.is_ok_and(|probe| probe.status.success()) {
         eprintln!("SKIPPED: no strace here that may trace");
         return None;
     }
-    let mut leader = command(&["leader"]);
-    leader.args(arguments).args(ANY_PORTS).arg("--data-dir").arg(directory);
-    leader.arg("--ports-file").arg(ports_file);
-    let mut traced = Command::new("strace");
-    traced.args(["-f", "-qq", "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=1"]);
-    traced.arg("-P").arg(directory.join("shards").join("0000.slots"));
-    traced.arg("-o").arg(ports_file.with_extension("trace"));
-    traced.arg(leader.get_program()).args(leader.get_args());
-    Some(traced)
+    let mut strace = Command::new("strace");
+    strace.args([
+        "-f",
+        "-qq",
+        "-e",
+        "trace=fdatasync",
+        "-e",
+        "inject=fdatasync:error=EIO",
+        "-o",
+        "/dev/null",
+    ]);
+    strace.arg("-P").arg(directory.join("shards").join("0000.slots")).arg("-p").arg(node.pid().to_string());
+    let strace = strace.spawn().expect("strace");
+    wait_until("every thread is traced", PATIENCE, || {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", node.pid())).expect("threads");
+        threads.flatten().all(|thread| {
+            let status = std::fs::read_to_string(thread.path().join("status"));
+            status.is_ok_and(|status| status.contains(&format!("TracerPid:\t{}\n", strace.id())))
+        })
+    });
+    Some(strace)
 }
 
 /// A store whose machine has started again since; with some records.
@@ -129,18 +139,18 @@ fn a_failed_sync_at_the_end_of_the_wait_ends_the_process() {
     let root = tempfile::tempdir().expect("temp dir");
     let directory = root.path().join("a");
     crashed(&directory, UNLOGGED);
-    let arguments = [SIZES, UNLOGGED, &["--recover-from-followers", "1s"]].concat();
-    let Some(mut traced) = with_failing_sync(&directory, &arguments, &root.path().join("ports")) else {
-        return;
-    };
-    let output = run_command(&mut traced, PATIENCE);
-    let log = stderr(&output);
-    assert_eq!(output.status.code(), Some(1), "{log}");
-    assert!(
-        log.contains(".slots") && log.contains("this node cannot lead") && log.contains("ERROR"),
-        "{log}"
-    );
+    let mut leader =
+        Node::leader(&directory, &[SIZES, UNLOGGED, &["--recover-from-followers", "60m"]].concat());
+    assert_eq!(leader.metric("slotstream_regaining"), 1.0);
+    let Some(mut strace) = fail_syncs(&leader, &directory) else { return };
+    // It ends before it answers, or says that it cannot lead.
+    drop(leader.client().try_call(&[b"REPLICAOF", b"NO", b"ONE"]));
+    let status = leader.wait(PATIENCE);
+    let log = leader.log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains(".slots") && log.contains("ERROR"), "{log}");
+    drop(strace.wait());
     // Nothing says that the shards were whole: the next start asks again.
-    let leader = Node::leader(&directory, &[SIZES, UNLOGGED, &["--recover-from-followers", "60m"]].concat());
+    leader.restart();
     assert_eq!(leader.metric("slotstream_regaining"), 1.0, "{log}");
 }

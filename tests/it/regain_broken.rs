@@ -5,11 +5,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tempfile::TempDir;
 
-use crate::harness::{
-    Client, Node, PATIENCE, Ports, assert_equal, run_command, stderr, wait_in_sync, wait_until,
-};
+use crate::harness::{Node, PATIENCE, assert_equal, wait_in_sync, wait_until};
 use crate::network::relay::{Cut, Relay, Which};
-use crate::regain::{UNLOGGED, end_regain, forget_boot, with_failing_sync};
+use crate::regain::{UNLOGGED, end_regain, fail_syncs, forget_boot};
 use crate::rewind::copy_directory;
 use crate::roles_at_run_time::{SIZES, set};
 
@@ -130,21 +128,16 @@ fn a_leader_told_to_follow_while_it_waits_ends_if_a_sync_fails() {
     old.kill();
     forget_boot(&a);
     assert_eq!(new.client().call(&["REPLICAOF", "NO", "ONE"]).text(), "OK");
-    let ports_file = root.path().join("traced.ports");
-    let Some(mut traced) = with_failing_sync(&a, &arguments, &ports_file) else { return };
-    let output = std::thread::scope(|scope| {
-        let running = scope.spawn(|| run_command(&mut traced, 2 * PATIENCE));
-        wait_until("it serves", PATIENCE, || ports_file.exists());
-        let text = std::fs::read_to_string(&ports_file).expect("a ports file");
-        let ports: Ports = serde_json::from_str(&text).expect("JSON");
-        let port = new.ports.listen.port().to_string();
-        // It ends before it answers, or says that it cannot follow.
-        drop(Client::connect(ports.listen).try_call(&[b"REPLICAOF", b"127.0.0.1", port.as_bytes()]));
-        running.join().expect("no panic")
-    });
-    let log = stderr(&output);
-    assert_eq!(output.status.code(), Some(1), "{log}");
+    old.restart();
+    let Some(mut strace) = fail_syncs(&old, &a) else { return };
+    let port = new.ports.listen.port().to_string();
+    // It ends before it answers, or says that it cannot follow.
+    drop(old.client().try_call(&[b"REPLICAOF", b"127.0.0.1", port.as_bytes()]));
+    let status = old.wait(PATIENCE);
+    let log = old.log();
+    assert_eq!(status.code(), Some(1), "{log}");
     assert!(log.contains(".slots") && log.contains("could not be made durable"), "{log}");
+    drop(strace.wait());
     // Somebody's order to follow holds at the next start.
     old.restart();
     wait_in_sync(&new, &old);
