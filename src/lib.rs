@@ -56,7 +56,7 @@ pub mod status;
 #[cfg(feature = "server")]
 mod watch;
 
-pub use slot::{Geometry, Seq, ShardIndex, SlotIndex};
+pub use slot::{Geometry, HASH_TAGS, Seq, ShardIndex, SlotIndex};
 pub use store::{Change, Entry, Options, Store};
 
 /// The README's example compiles.

@@ -202,7 +202,8 @@ impl View {
                     shard_count: geometry.shard_count,
                     key_size: geometry.key_size_max,
                     value_size: geometry.value_size_max,
-                    shard_prefix_bits: geometry.shard_prefix_bits,
+                    shard_prefix_bits: geometry.prefix_bits(),
+                    hash_tags: geometry.has_hash_tags(),
                 }
             }),
             epoch: shards.iter().map(|shard| shard.epoch).max().unwrap_or(0),
@@ -377,6 +378,9 @@ pub struct Sizes {
     pub value_size: u16,
     /// Leading key bits that choose the shard; 0 = all.
     pub shard_prefix_bits: u16,
+    /// Whether hash tags decide shards.
+    #[serde(default)]
+    pub hash_tags: bool,
 }
 
 /// When a write is durable.

@@ -173,7 +173,7 @@ pub struct Leader {
     /// Largest value of a new store, 0 to 65535 bytes [default: 256, or what the directory holds]
     #[arg(long, help_heading = STORE, env = "SLOTSTREAM_VALUE_SIZE", value_name = "BYTES")]
     pub value_size: Option<u16>,
-    /// Keys that share so many leading bits share a shard, in a new store; 0 = the whole key chooses [default: 0, or what the directory holds]
+    /// Keys that share so many leading bits share a shard, in a new store; 0 = the whole key chooses [default: keys with one hash tag `{...}` share a shard, or what the directory holds]
     #[arg(long, help_heading = STORE, env = "SLOTSTREAM_SHARD_PREFIX_BITS", value_name = "BITS")]
     pub shard_prefix_bits: Option<u16>,
     /// Lead from the data of a follower: it takes a new epoch; never while its old leader still runs

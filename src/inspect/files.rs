@@ -40,6 +40,7 @@ struct ShardReport {
     key_size: u16,
     value_size: u16,
     shard_prefix_bits: u16,
+    hash_tags: bool,
     slot_stride: usize,
     slots_formatted: u32,
     /// Last seq at an orderly close; none while open, or after a crash.
@@ -116,7 +117,8 @@ fn shard_report(file: PathBuf) -> Result<ShardReport, ToolError> {
         shard_count: identity.geometry.shard_count,
         key_size: identity.geometry.key_size_max,
         value_size: identity.geometry.value_size_max,
-        shard_prefix_bits: identity.geometry.shard_prefix_bits,
+        shard_prefix_bits: identity.geometry.prefix_bits(),
+        hash_tags: identity.geometry.has_hash_tags(),
         slot_stride: identity.geometry.slot_stride(),
         slots_formatted: state.slots_formatted,
         clean_seq: state.clean_seq.map(|seq| seq.0),
@@ -208,8 +210,15 @@ fn print_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "  store {}, {} shards", first.store_id, first.shard_count)?;
     writeln!(
         out,
-        "  keys to {} bytes, values to {}, slots of {}, shard prefix bits {}",
-        first.key_size, first.value_size, first.slot_stride, first.shard_prefix_bits
+        "  keys to {} bytes, values to {}, slots of {}, shards by {}",
+        first.key_size,
+        first.value_size,
+        first.slot_stride,
+        match (first.hash_tags, first.shard_prefix_bits) {
+            (true, _) => "hash tag".to_owned(),
+            (false, 0) => "whole key".to_owned(),
+            (false, bits) => format!("the first {bits} bits"),
+        }
     )?;
     for shard in &report.shards {
         let slots = &shard.slots;

@@ -11,7 +11,7 @@ use super::memory::LeaderAt;
 use super::{BadUsage, Base};
 use crate::config;
 use crate::follower::{self, LeaderInfo, ProbeError};
-use crate::slot::{Geometry, ShardIndex};
+use crate::slot::{Geometry, HASH_TAGS, ShardIndex};
 use crate::store::{OpenError, Options, Store, directory};
 
 /// Sizes of a new store where none are given.
@@ -35,7 +35,7 @@ pub(super) fn for_leader(options: &config::Leader, base: &Base) -> anyhow::Resul
                 shard_count: options.shard_count.unwrap_or(SHARD_COUNT),
                 key_size_max: options.key_size.unwrap_or(KEY_SIZE),
                 value_size_max: options.value_size.unwrap_or(VALUE_SIZE),
-                shard_prefix_bits: options.shard_prefix_bits.unwrap_or(0),
+                shard_prefix_bits: options.shard_prefix_bits.unwrap_or(HASH_TAGS),
             };
             geometry.check().map_err(BadUsage)?;
             geometry
@@ -70,8 +70,14 @@ fn check_sizes(options: &config::Leader, found: &Geometry) -> anyhow::Result<()>
         ("--shard-count", options.shard_count, found.shard_count),
         ("--key-size", options.key_size, found.key_size_max),
         ("--value-size", options.value_size, found.value_size_max),
-        ("--shard-prefix-bits", options.shard_prefix_bits, found.shard_prefix_bits),
+        ("--shard-prefix-bits", options.shard_prefix_bits, found.prefix_bits()),
     ];
+    if let Some(wanted) = options.shard_prefix_bits.filter(|_| found.has_hash_tags()) {
+        anyhow::bail!(
+            "the store was made without --shard-prefix-bits, so that hash tags choose shards, wanted {wanted}; \
+             how keys find their shards never changes"
+        );
+    }
     for (option, wanted, found) in sizes {
         if let Some(wanted) = wanted.filter(|wanted| *wanted != found) {
             anyhow::bail!(

@@ -5,13 +5,13 @@
 //! | offset | size | field             | meaning                                       |
 //! |-------:|-----:|-------------------|-----------------------------------------------|
 //! |      0 |    8 | magic             | `SLOTSTRM`                                    |
-//! |      8 |    4 | format version    | 2                                             |
+//! |      8 |    4 | format version    | 3; 2 where keys have no hash tags             |
 //! |     12 |    2 | shard index       |                                               |
 //! |     14 |    2 | shard count       |                                               |
 //! |     16 |   16 | store id          | UUID, same in all shards and all followers    |
 //! |     32 |    2 | key capacity      | bytes                                         |
 //! |     34 |    2 | value capacity    | bytes                                         |
-//! |     36 |    2 | shard prefix bits | 0 = the whole key decides its shard           |
+//! |     36 |    2 | shard prefix bits | 0 = the whole key decides its shard, 65535 = its hash tag |
 //! |     38 |    2 | zero              |                                               |
 //! |     40 |    4 | slot stride       | bytes from slot to slot                       |
 //! |     44 |    4 | slots offset      | bytes from the file's start to slot 0         |
@@ -64,8 +64,10 @@ pub use crate::slot::lineage::Term;
 
 /// Bytes of the header.
 pub const HEADER_PAGE_SIZE: usize = 8192;
-/// Format that this build writes, and the only one it reads.
-pub const FORMAT_VERSION: u32 = 2;
+/// Newest format that this build reads and writes. It writes the one before where that says the same.
+pub const FORMAT_VERSION: u32 = 3;
+/// Without hash tags, which releases that read no other know nothing of.
+const FORMAT_VERSION_UNTAGGED: u32 = 2;
 /// Terms that a lineage holds; older ones are dropped.
 pub const LINEAGE_LEN_MAX: usize = 128;
 
@@ -98,7 +100,9 @@ pub enum HeaderError {
         found: Vec<u8>,
     },
     /// Written by another release.
-    #[error("{path}: format version is {found}, this build reads {FORMAT_VERSION}")]
+    #[error(
+        "{path}: format version is {found}, this build reads {FORMAT_VERSION_UNTAGGED} and {FORMAT_VERSION}"
+    )]
     Version {
         /// The file.
         path: PathBuf,
@@ -269,7 +273,7 @@ impl Identity {
     pub fn write(&self, page: &mut [u8]) {
         let geometry = &self.geometry;
         put(page, 0, &MAGIC);
-        put(page, 8, &FORMAT_VERSION.to_le_bytes());
+        put(page, 8, &version(geometry).to_le_bytes());
         put(page, 12, &self.shard.0.to_le_bytes());
         put(page, 14, &geometry.shard_count.to_le_bytes());
         put(page, 16, self.store_id.as_bytes());
@@ -295,7 +299,7 @@ impl Identity {
                 found: page[..page.len().min(8)].to_vec(),
             });
         }
-        if page.len() >= 12 && read_u32(page, 8) != FORMAT_VERSION {
+        if page.len() >= 12 && !(FORMAT_VERSION_UNTAGGED..=FORMAT_VERSION).contains(&read_u32(page, 8)) {
             return Err(HeaderError::Version { path: path.into(), found: read_u32(page, 8) });
         }
         if page.len() < HEADER_PAGE_SIZE {
@@ -313,13 +317,20 @@ impl Identity {
             shard_prefix_bits: read_u16(page, 36),
         };
         let strides = [read_u32(page, 40) as usize, read_u32(page, 44) as usize];
-        if geometry.check().is_err() || strides != [geometry.slot_stride(), slots_offset(&geometry)] {
+        if geometry.check().is_err()
+            || version(&geometry) != read_u32(page, 8)
+            || strides != [geometry.slot_stride(), slots_offset(&geometry)]
+        {
             return Err(damaged());
         }
         let mut store_id = [0; 16];
         store_id.copy_from_slice(&page[16..32]);
         Ok(Self { store_id: Uuid::from_bytes(store_id), shard: ShardIndex(read_u16(page, 12)), geometry })
     }
+}
+
+fn version(geometry: &Geometry) -> u32 {
+    if geometry.has_hash_tags() { FORMAT_VERSION } else { FORMAT_VERSION_UNTAGGED }
 }
 
 /// Of two copies at `offsets`, the place and counter of the one that counts.

@@ -111,9 +111,13 @@ pub struct Geometry {
     pub key_size_max: u16,
     /// Value capacity in bytes, 0 to [`VALUE_SIZE_MAX`].
     pub value_size_max: u16,
-    /// A key's shard depends on this many leading bits only; 0 = on the whole key.
+    /// A key's shard depends on this many leading bits only; 0 = on the whole key, [`HASH_TAGS`] = on its hash tag.
     pub shard_prefix_bits: u16,
 }
+
+/// As [`Geometry::shard_prefix_bits`]: what stands between a key's first `{` and the next `}` decides its shard, as in
+/// Redis Cluster; the whole key where there is no such thing or nothing in between.
+pub const HASH_TAGS: u16 = u16::MAX;
 
 /// Why sizes make no geometry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -144,7 +148,11 @@ impl fmt::Display for Geometry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { shard_count, key_size_max, value_size_max, shard_prefix_bits } = self;
         write!(f, "{shard_count} shards, keys of {key_size_max} bytes, values of {value_size_max} bytes")?;
-        if *shard_prefix_bits > 0 { write!(f, ", {shard_prefix_bits} shard prefix bits") } else { Ok(()) }
+        match *shard_prefix_bits {
+            0 => Ok(()),
+            HASH_TAGS => write!(f, ", hash tags"),
+            bits => write!(f, ", {bits} shard prefix bits"),
+        }
     }
 }
 
@@ -158,10 +166,23 @@ impl Geometry {
             return Err(GeometryError::KeySize { found: self.key_size_max });
         }
         let key_bits = self.key_size_max * 8;
-        if self.shard_prefix_bits > key_bits {
+        if self.shard_prefix_bits > key_bits && !self.has_hash_tags() {
             return Err(GeometryError::ShardPrefix { found: self.shard_prefix_bits, wanted: key_bits });
         }
         Ok(())
+    }
+
+    /// Whether keys with one hash tag share a shard.
+    #[inline]
+    #[must_use]
+    pub fn has_hash_tags(&self) -> bool {
+        self.shard_prefix_bits == HASH_TAGS
+    }
+
+    /// Leading bits that decide a key's shard; 0 where more than these do.
+    #[must_use]
+    pub fn prefix_bits(&self) -> u16 {
+        if self.has_hash_tags() { 0 } else { self.shard_prefix_bits }
     }
 
     /// Bytes of the largest image: header, key capacity, value capacity.

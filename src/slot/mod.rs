@@ -8,7 +8,7 @@ pub mod place;
 pub mod text;
 
 pub use image::{Record, RecordError, Records, SlotError, SlotView};
-pub use layout::{Geometry, GeometryError, Seq, ShardIndex, SlotIndex, Status};
+pub use layout::{Geometry, GeometryError, HASH_TAGS, Seq, ShardIndex, SlotIndex, Status};
 pub use lineage::Term;
 pub use place::Place;
 pub use text::KeyValueText;

@@ -5,7 +5,7 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::layout::{Geometry, KEY_SIZE_MAX, ShardIndex};
+use super::layout::{Geometry, HASH_TAGS, KEY_SIZE_MAX, ShardIndex};
 
 /// A key's shard and index hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +23,12 @@ impl Geometry {
     #[must_use]
     pub fn place(&self, key: &[u8]) -> Place {
         let hash = xxh3_64(key);
-        let routing = if self.shard_prefix_bits == 0 { hash } else { self.prefix_hash(key) };
+        let routing = match self.shard_prefix_bits {
+            0 => hash,
+            HASH_TAGS if !key.contains(&b'{') => hash,
+            HASH_TAGS => hash_tag(key).map_or(hash, xxh3_64),
+            _ => self.prefix_hash(key),
+        };
         // The high half chooses the shard, the low half the bucket: they must not be the same bits.
         let shard = ((routing >> 32) * u64::from(self.shard_count)) >> 32;
         #[expect(clippy::cast_possible_truncation, reason = "below shard_count, and the low half of a hash")]
@@ -46,6 +51,15 @@ impl Geometry {
         prefix[whole] = key[whole] & !(0xFF >> (bits % 8));
         xxh3_64(&prefix[..=whole])
     }
+}
+
+/// What stands between a key's first brace and the one that closes it, if anything does.
+#[cold]
+fn hash_tag(key: &[u8]) -> Option<&[u8]> {
+    let open = key.iter().position(|byte| *byte == b'{')?;
+    let rest = &key[open + 1..];
+    let close = rest.iter().position(|byte| *byte == b'}')?;
+    (close > 0).then(|| &rest[..close])
 }
 
 #[cfg(test)]
@@ -81,5 +95,33 @@ mod tests {
         assert_eq!(geometry.place(&[1, 2, 0x3F, 1, 1, 1]).shard, shard, "bits behind the 20th do not count");
         assert_ne!(geometry.place(&[1, 2, 0x40, 9]).shard, shard, "the 20th bit counts");
         assert_ne!(geometry.place(&[1, 2, 0x30, 9]).hash, geometry.place(&[1, 2, 0x3F, 9]).hash);
+    }
+
+    #[test]
+    fn keys_with_one_hash_tag_share_a_shard() {
+        let (tags, whole) = (geometry(1024, HASH_TAGS), geometry(1024, 0));
+        let shard = |key: &str| tags.place(key.as_bytes()).shard;
+        // The examples of Redis Cluster's specification.
+        for (key, tag) in [
+            ("{user1000}.following", Some("user1000")),
+            ("{user1000}.followers", Some("user1000")),
+            ("foo{}{bar}", None),
+            ("foo{{bar}}zap", Some("{bar")),
+            ("foo{bar}{zap}", Some("bar")),
+            ("{}", None),
+            ("{", None),
+            ("}{", None),
+            ("}{a}", Some("a")),
+            ("{open", None),
+            ("plain", None),
+            ("", None),
+        ] {
+            assert_eq!(hash_tag(key.as_bytes()), tag.map(str::as_bytes), "{key}");
+            assert_eq!(shard(key), whole.place(tag.unwrap_or(key).as_bytes()).shard, "{key}");
+            // The place in the index is the whole key's.
+            assert_eq!(tags.place(key.as_bytes()).hash, whole.place(key.as_bytes()).hash, "{key}");
+        }
+        let long = [&[b'x'; 500][..], b"{tag}", &[b'y'; 500]].concat();
+        assert_eq!(tags.place(&long).shard, shard("tag"));
     }
 }

@@ -342,11 +342,11 @@ fn check_wanted(path: &Path, options: &Options, found: &Identity) -> Result<(), 
         differs("shard count", found.shard_count.to_string(), wanted.shard_count.to_string())?;
         differs("key size", found.key_size_max.to_string(), wanted.key_size_max.to_string())?;
         differs("value size", found.value_size_max.to_string(), wanted.value_size_max.to_string())?;
-        differs(
-            "shard prefix bits",
-            found.shard_prefix_bits.to_string(),
-            wanted.shard_prefix_bits.to_string(),
-        )?;
+        let routing = |geometry: &Geometry| match geometry.has_hash_tags() {
+            true => "hash tags".to_owned(),
+            false => geometry.shard_prefix_bits.to_string(),
+        };
+        differs("shard prefix bits", routing(found), routing(wanted))?;
     }
     if let Some(wanted) = options.store_id {
         differs("id", found.store_id.to_string(), wanted.to_string())?;

@@ -432,8 +432,8 @@ fn damaged_truncated_foreign_and_newer_files_are_refused_by_name() {
     assert!(refused(&good[..good.len() - 4096]).contains("it was truncated"));
     assert!(refused(&good[..2000]).contains("it was truncated"));
     let mut newer = good.clone();
-    newer[8] = 3;
-    assert!(refused(&newer).contains("format version is 3, this build reads 2"));
+    newer[8] = 4;
+    assert!(refused(&newer).contains("format version is 4, this build reads 2 and 3"));
     let mut damaged = good.clone();
     let start = crate::shard::header::slots_offset(&geometry(1));
     damaged[start + 25] ^= 1;

@@ -10,7 +10,7 @@
 //! |            2 |    2 | version_max     | newest one; a later version may append fields to Hello     |
 //! |            4 |    2 | shard           | [`SHARD_PROBE`] = "tell me your geometry"                  |
 //! |            6 |    2 | resp_port       | where the follower answers Redis clients; 0 = nowhere      |
-//! |            8 |    8 | geometry        | shard count, key size, value size, shard prefix bits; zeros = none yet |
+//! |            8 |    8 | geometry        | shard count, key size, value size, shard prefix bits (65535 = hash tags); zeros = none yet |
 //! |           16 |   16 | store_id        | nil = none yet                                             |
 //! |           32 |   16 | follower_id     | names the follower in figures                              |
 //! |           48 |    8 | watermark       | everything up to here is held; 0 = nothing is              |

@@ -359,7 +359,8 @@ fn seq() -> impl Strategy<Value = Seq> {
 }
 
 fn geometry() -> impl Strategy<Value = Geometry> {
-    (1..=1024_u16, 1..=1024_u16, any::<u16>(), 0..=8_u16).prop_map(
+    let routing = prop_oneof![0..=8_u16, Just(crate::slot::HASH_TAGS)];
+    (1..=1024_u16, 1..=1024_u16, any::<u16>(), routing).prop_map(
         |(shard_count, key_size_max, value_size_max, shard_prefix_bits)| Geometry {
             shard_count,
             key_size_max,

@@ -175,13 +175,13 @@ fn geometry_is_checked_and_never_changes() {
     assert!(node.terminate().0.success());
     let before = contents(&data);
     for (option, wanted, found) in [
-        ("--shard-count", "4", "2"),
-        ("--key-size", "17", "16"),
-        ("--value-size", "31", "32"),
-        ("--shard-prefix-bits", "8", "0"),
+        ("--shard-count", "4", "--shard-count 2"),
+        ("--key-size", "17", "--key-size 16"),
+        ("--value-size", "31", "--value-size 32"),
+        ("--shard-prefix-bits", "8", "was made without"),
     ] {
         let output = leader(&data, &[option, wanted]);
-        assert_fails(&output, 1, &[option, &format!("{option} {found}"), &format!("wanted {wanted}")]);
+        assert_fails(&output, 1, &[option, found, &format!("wanted {wanted}")]);
         assert!(contents(&data) == before, "{option} changed the store");
     }
     // Unspecified sizes are taken from the directory.
@@ -299,7 +299,7 @@ fn foreign_newer_and_truncated_shard_files_are_refused_untouched_and_a_damaged_s
     let good = std::fs::read(&file).expect("a shard file");
     let foreign = b"PNG and so on".to_vec();
     let mut newer = good.clone();
-    newer[8..12].copy_from_slice(&3_u32.to_le_bytes());
+    newer[8..12].copy_from_slice(&4_u32.to_le_bytes());
     let truncated = good[..good.len() - 4096].to_vec();
     let short = good[..100].to_vec();
     let mut swapped = good.clone();
@@ -312,7 +312,7 @@ fn foreign_newer_and_truncated_shard_files_are_refused_untouched_and_a_damaged_s
     let name = file.to_string_lossy().into_owned();
     for (what, bytes, words) in [
         ("foreign", &foreign, &["not a slotstream shard file"][..]),
-        ("newer", &newer, &["format version is 3", "reads 2"]),
+        ("newer", &newer, &["format version is 4", "reads 2 and 3"]),
         ("truncated", &truncated, &["wanted at least", "truncated"]),
         ("short", &short, &["100 bytes", "truncated"]),
         ("swapped", &swapped, &["damaged"]),

@@ -145,3 +145,40 @@ fn a_state_whose_copies_are_both_damaged_is_refused() {
     page[STATE_OFFSETS[0] + 16] ^= 1;
     assert!(State::read(Path::new("shard"), &page).is_err());
 }
+
+/// A store whose keys have hash tags is none that older releases may open; one without is written as they wrote it.
+#[test]
+fn hash_tags_are_a_format_of_their_own() {
+    const GOLDEN: &str = include_str!("../../../tests/data/identity_v3.hex");
+    let path = Path::new("shard");
+    let tagged = Identity {
+        geometry: Geometry { shard_prefix_bits: crate::slot::HASH_TAGS, ..GEOMETRY },
+        ..identity()
+    };
+    let mut page = vec![0; HEADER_PAGE_SIZE];
+    tagged.write(&mut page);
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/identity_v3.hex");
+        return std::fs::write(path, hex(&page[..IDENTITY_SIZE]) + "\n").unwrap();
+    }
+    assert_eq!(hex(&page[..IDENTITY_SIZE]), GOLDEN.trim_end(), "a new format version is due");
+    assert_eq!(Identity::read(path, &page), Ok(tagged));
+    let reseal = |page: &mut [u8], version: u32| {
+        page[8..12].copy_from_slice(&version.to_le_bytes());
+        let crc = crc32fast::hash(&page[..48]);
+        page[48..52].copy_from_slice(&crc.to_le_bytes());
+    };
+    for version in [0, 1, 4] {
+        reseal(&mut page, version);
+        let found = Identity::read(path, &page);
+        assert!(matches!(found, Err(HeaderError::Version { found, .. }) if found == version), "{found:?}");
+    }
+    // The version and what is said of routing belong together.
+    reseal(&mut page, 2);
+    assert!(matches!(Identity::read(path, &page), Err(HeaderError::Checksum { .. })));
+    identity().write(&mut page);
+    assert_eq!((page[8], Identity::read(path, &page)), (2, Ok(identity())));
+    reseal(&mut page, 3);
+    assert!(matches!(Identity::read(path, &page), Err(HeaderError::Checksum { .. })));
+}
