@@ -90,6 +90,10 @@ pub enum Bug {
     LineageNotSynced,
     /// So is that a shard is being rewound.
     RewindNotSynced,
+    /// Changes of several shards that are one land shard by shard.
+    GroupLandedApart,
+    /// Nothing in the log says that they are one.
+    GroupUnmarked,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -86,10 +86,11 @@ fn write_message(error: &WriteError) -> Cow<'static, str> {
         WriteError::ValueSize { found, wanted } => {
             format!("ERR value is {found} bytes, this store holds values of at most {wanted}").into()
         }
-        WriteError::Full { .. } => format!("OOM {error}").into(),
+        WriteError::Full { .. } | WriteError::TransactionSize { .. } => format!("OOM {error}").into(),
         WriteError::NotDurable { .. } => format!("MISCONF {error}").into(),
         WriteError::LogFull { .. } => format!("MISCONF {error}").into(),
         WriteError::LogFailed => format!("MISCONF {error}").into(),
+        WriteError::Held => format!("ERR {error}").into(),
         WriteError::ReadOnly => READ_ONLY.into(),
         WriteError::Regaining => REGAINING.into(),
         WriteError::Read(error) => read_message(error),

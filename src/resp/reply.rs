@@ -126,6 +126,11 @@ impl Reply {
         self.raw(if self.resp3 { b"_\r\n" } else { b"$-1\r\n" });
     }
 
+    /// No replies, where some were asked for.
+    pub(super) fn null_array(&mut self) {
+        self.raw(if self.resp3 { b"_\r\n" } else { b"*-1\r\n" });
+    }
+
     /// That many replies follow.
     pub(super) fn array(&mut self, count: usize) {
         self.header(b'*', Decimal::unsigned(count as u64).as_bytes());

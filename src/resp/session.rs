@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 use crate::slot::{Seq, ShardIndex};
 use crate::store::Store;
 
+use super::command::transaction::Watched;
 use super::kept::KeptFeeds;
 use super::parse::Arg;
 
@@ -146,10 +147,14 @@ pub(super) struct Session {
     pub(super) info: Arc<ClientInfo>,
     pub(super) resp3: bool,
     pub(super) queue: Option<Box<Queue>>,
+    /// Keys that EXEC looks at first.
+    pub(super) watched: Option<Box<Watched>>,
     /// By shard, where this connection's last write lies; empty until it writes.
     written: Vec<Written>,
     /// [`Store::demotions`] when [`Session::written`] was begun.
     demotions: u32,
+    /// While it holds shards: no others are looked at.
+    holds: bool,
     /// How many changes it has made.
     pub(super) writes: u64,
     /// Where XREAD is.
@@ -166,7 +171,17 @@ struct Written {
 
 impl Session {
     pub(super) fn new(info: Arc<ClientInfo>) -> Self {
-        Self { info, resp3: false, queue: None, written: Vec::new(), demotions: 0, writes: 0, feeds: None }
+        Self {
+            info,
+            resp3: false,
+            queue: None,
+            watched: None,
+            written: Vec::new(),
+            demotions: 0,
+            holds: false,
+            writes: 0,
+            feeds: None,
+        }
     }
 
     /// Remembers a write whose seq is known, for WAIT.
@@ -202,10 +217,25 @@ impl Session {
         }
     }
 
+    /// Before this connection holds shards: what is remembered of writes to others is not asked for meanwhile.
+    pub(super) fn begin_hold(&mut self, store: &Store) {
+        if self.written.is_empty() || self.demotions != store.demotions() {
+            self.begin(store);
+        }
+        self.holds = true;
+    }
+
+    pub(super) fn end_hold(&mut self) {
+        self.holds = false;
+    }
+
     /// The first write of this connection, or the first since the node has followed another meanwhile: what
     /// it wrote before may not have lived on.
     #[cold]
     fn begin(&mut self, store: &Store) {
+        if self.holds {
+            return;
+        }
         self.demotions = store.demotions();
         self.written =
             store.shards().map(|shard| Written { term: store.term(shard), seq: Seq::ZERO }).collect();

@@ -191,8 +191,10 @@ pub(super) static TABLE: [Command; COMMAND_COUNT] = [
     row("ttl", 2, READONLY | FAST, ONE_KEY, expiry::ttl),
     row("type", 2, READONLY | FAST, ONE_KEY, keys::type_of),
     row("unlink", -2, WRITE | FAST, ALL_KEYS, keys::del),
+    row("unwatch", 1, CONNECTION, NO_KEY, transaction::unwatch),
     row("wait", 3, NOSCRIPT | BLOCKING, NO_KEY, wait::wait),
     row("waitaof", 4, NOSCRIPT | BLOCKING, NO_KEY, wait::waitaof),
+    row("watch", -2, CONNECTION | UNQUEUED, ALL_KEYS, transaction::watch),
     row("xinfo", -2, NOSCRIPT | STALE, NO_KEY, xread::xinfo),
     row("xread", -4, NOSCRIPT | BLOCKING | STALE, NO_KEY, xread::xread),
     row("slotstream.export", -2, READONLY, NO_KEY, export::export),
@@ -200,7 +202,7 @@ pub(super) static TABLE: [Command; COMMAND_COUNT] = [
     row("slotstream.waitseq", -2, NOSCRIPT | BLOCKING | STALE, NO_KEY, position::waitseq),
 ];
 
-const COMMAND_COUNT: usize = 91;
+const COMMAND_COUNT: usize = 93;
 /// Longer names are not in the index.
 const NAME_SIZE_MAX: usize = 16;
 

@@ -66,6 +66,12 @@ impl Shard {
         self.pending.records.get(key).map(|record| waiting(self.geometry(), record))
     }
 
+    /// Keys that wait, each with what its newest change leaves.
+    pub fn all_pending(&self) -> impl Iterator<Item = (&[u8], Status)> {
+        let geometry = self.geometry();
+        self.pending.records.iter().map(|(key, record)| (&**key, waiting(geometry, record).view.status()))
+    }
+
     /// Whether a slot that holds nothing yet was given to a change that waits.
     pub(super) fn is_promised(&self, slot: SlotIndex) -> bool {
         self.pending.promised.contains(&slot)

@@ -53,6 +53,9 @@ impl Store {
 
     /// Makes tombstones of all damaged slots of a shard, whatever they held.
     pub(super) fn bury_all_damaged(&self, shard: ShardIndex) -> Result<(), WriteError> {
+        if self.first_damaged(shard).is_none() {
+            return Ok(());
+        }
         let mut locked = self.calm(shard)?;
         let damaged: Vec<_> = locked.shard.damaged().iter().map(|(slot, _)| *slot).collect();
         damaged.into_iter().for_each(|slot| locked.bury(slot, &[]));

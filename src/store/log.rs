@@ -19,8 +19,10 @@ use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
+use super::hold::{Hold, Intent};
+use super::log_buffer::Buffer;
 use super::log_state::{LogState, Standing};
 use super::pace::{Fill, Pace};
 use super::pending::{Rounds, land};
@@ -84,6 +86,9 @@ pub enum SyncError {
         /// What the system said.
         error: io::Error,
     },
+    /// Who holds shards waits for no log.
+    #[error("this would wait for the log inside a transaction")]
+    Held,
     /// A slot that a durable change is for.
     #[error("shard {shard}: a change that is in the log cannot be put into its slot: {error}")]
     Land {
@@ -99,46 +104,6 @@ impl SyncError {
     #[must_use]
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Log(LogError::Full { .. } | LogError::NoSpace { .. }))
-    }
-}
-
-/// What a shard has for the log; behind its lock.
-#[derive(Debug)]
-pub(super) struct Buffer {
-    is_on: bool,
-    /// A change waits here until it is durable, and is in no slot before.
-    pub(super) comes_first: bool,
-    limit: usize,
-    bytes: Vec<u8>,
-    /// Where runs of another kind begin.
-    kinds: Vec<(usize, Kind)>,
-}
-
-impl Buffer {
-    /// Takes nothing: there is no log.
-    pub(super) fn off() -> Self {
-        Self { is_on: false, comes_first: false, limit: usize::MAX, bytes: Vec::new(), kinds: Vec::new() }
-    }
-
-    #[inline]
-    pub(super) fn push(&mut self, record: &[u8]) {
-        if self.is_on {
-            self.bytes.extend_from_slice(record);
-        }
-    }
-
-    /// Records that count whatever their slots have.
-    pub(super) fn push_forced(&mut self, records: &[u8]) {
-        if self.is_on && !records.is_empty() {
-            self.kinds.push((self.bytes.len(), Kind::Forced));
-            self.bytes.extend_from_slice(records);
-            self.kinds.push((self.bytes.len(), Kind::Records));
-        }
-    }
-
-    #[inline]
-    pub(super) fn is_full(&self) -> bool {
-        self.bytes.len() >= self.limit
     }
 }
 
@@ -176,11 +141,15 @@ struct Taken {
     leads: bool,
     /// Some of it lands once it is durable.
     has_pending: bool,
+    /// And in one step with the rest of its round.
+    is_group: bool,
 }
 
 struct Work {
     log: Log,
     queue: VecDeque<Taken>,
+    /// What the queue holds is one change, of which nothing counts without the rest.
+    is_group: bool,
     /// Appended, to land after the next sync.
     landing: Vec<Taken>,
     spare_bytes: Vec<Vec<u8>>,
@@ -225,6 +194,8 @@ pub struct LogStats {
 /// A store's log, and how far it is.
 pub(super) struct Keeper {
     work: Mutex<Work>,
+    /// Shared by who holds shards to change them, where the log comes first: a round takes all of that, or nothing.
+    pub(super) making: RwLock<()>,
     checkpointing: Mutex<()>,
     durable: Box<[AtomicU64]>,
     pub(super) rounds: Rounds,
@@ -250,6 +221,7 @@ impl Keeper {
         let work = Work {
             log,
             queue: VecDeque::new(),
+            is_group: false,
             landing: Vec::new(),
             spare_bytes: Vec::new(),
             said: vec![None; cells.len()],
@@ -260,6 +232,7 @@ impl Keeper {
         };
         let keeper = Self {
             work: Mutex::new(work),
+            making: RwLock::new(()),
             checkpointing: Mutex::new(()),
             durable: cells.iter().map(|_| AtomicU64::new(0)).collect(),
             rounds: Rounds::default(),
@@ -322,7 +295,7 @@ impl Keeper {
         let round = (goal != Goal::Written).then(|| self.rounds.begin());
         work.append_queue(self)?;
         work.buffer_limit = self.pace.buffer(self.fill(), self.buffer_limit);
-        work.take_all(cells);
+        work.take_all(cells, self);
         work.append_queue(self)?;
         work.log.write()?;
         self.segments.store(work.log.fill().0, Ordering::Relaxed);
@@ -347,6 +320,10 @@ impl Keeper {
 
     /// A step; where the log is full, after a checkpoint.
     pub(super) fn drive(&self, store: &Store, goal: Goal) -> Result<(), SyncError> {
+        if store.is_held_here() {
+            // Whoever has the log now may wait for these shards.
+            return Err(SyncError::Held);
+        }
         let mut has_tried = false;
         loop {
             if self.standing.get() == LogState::Failed {
@@ -431,14 +408,15 @@ impl Work {
     fn begin_cut(&mut self, cells: &[Cell], keeper: &Keeper) -> Result<crate::wal::Position, LogError> {
         self.append_queue(keeper)?;
         self.said.fill(None);
-        self.take_all(cells);
+        self.take_all(cells, keeper);
         let cut = self.log.end();
         self.append_queue(keeper)?;
         self.is_worth_a_cut = false;
         Ok(cut)
     }
 
-    fn take_all(&mut self, cells: &[Cell]) {
+    fn take_all(&mut self, cells: &[Cell], keeper: &Keeper) {
+        let _whole = keeper.making.write();
         for (index, cell) in cells.iter().enumerate() {
             let shard = ShardIndex(u16::try_from(index).unwrap_or(u16::MAX));
             let taken = self.take(shard, cell, index);
@@ -448,6 +426,7 @@ impl Work {
                 self.queue.push_back(taken);
             }
         }
+        self.is_group = self.queue.iter().any(|taken| taken.is_group) && !is_planted(Bug::GroupUnmarked);
     }
 
     fn take(&mut self, shard: ShardIndex, cell: &Cell, index: usize) -> Taken {
@@ -470,6 +449,7 @@ impl Work {
             reached: if leads { locked.shard.tail().unwrap_or(locked.shard.made()) } else { progress.seq },
             leads,
             has_pending: locked.shard.has_pending(),
+            is_group: std::mem::take(&mut locked.log.is_group),
         }
     }
 
@@ -479,7 +459,8 @@ impl Work {
             self.log.begin_anew()?;
         }
         while let Some(mut taken) = self.queue.pop_front() {
-            if let Err(error) = self.append(&mut taken, keeper) {
+            let continues = self.is_group && !self.queue.is_empty();
+            if let Err(error) = self.append(&mut taken, keeper, continues) {
                 self.queue.push_front(taken);
                 return Err(error);
             }
@@ -504,7 +485,14 @@ impl Work {
 
     /// Puts what has become durable, and waited for that, into its slots.
     fn land(&mut self, cells: &[Cell]) -> Result<(), SyncError> {
-        for taken in std::mem::take(&mut self.landing) {
+        let landing = std::mem::take(&mut self.landing);
+        let is_group = landing.iter().any(|taken| taken.is_group) && !is_planted(Bug::GroupLandedApart);
+        let mut shards: Vec<_> = landing.iter().filter(|_| is_group).map(|taken| taken.shard).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        let cell = |shard: &ShardIndex| &cells[usize::from(shard.0)];
+        let _hold = is_group.then(|| Hold::new(shards.iter().map(cell), Intent::Write));
+        for taken in landing {
             let (shard, cell) = (taken.shard, &cells[usize::from(taken.shard.0)]);
             land(cell, &taken.bytes).map_err(|error| SyncError::Land { shard, error })?;
             self.reuse(taken);
@@ -512,20 +500,23 @@ impl Work {
         Ok(())
     }
 
-    fn append(&mut self, taken: &mut Taken, keeper: &Keeper) -> Result<(), LogError> {
+    /// `continues`: so does the last of its frames.
+    fn append(&mut self, taken: &mut Taken, keeper: &Keeper, continues: bool) -> Result<(), LogError> {
         while taken.done < taken.bytes.len() {
             let at = taken.done;
             let kind = taken.kinds.iter().rfind(|(start, _)| *start <= at).map_or(Kind::Records, |run| run.1);
             let run_end = taken.kinds.iter().map(|run| run.0).find(|start| *start > at);
             let run = &taken.bytes[at..run_end.unwrap_or(taken.bytes.len())];
             let size = whole_records(run, FRAME_BYTES.min(self.log.payload_size_max()));
-            self.log.append(taken.shard, taken.epoch, kind, &run[..size])?;
+            let is_last = taken.done + size == taken.bytes.len() && taken.state.is_none();
+            let goes_on = continues || (self.is_group && !is_last);
+            self.log.append_part(taken.shard, taken.epoch, kind, &run[..size], goes_on)?;
             taken.done += size;
             self.is_worth_a_cut = true;
             keeper.bytes.fetch_add(size as u64, Ordering::Relaxed);
         }
         if let Some(state) = &taken.state {
-            self.log.append(taken.shard, taken.epoch, Kind::State, &state.encode())?;
+            self.log.append_part(taken.shard, taken.epoch, Kind::State, &state.encode(), continues)?;
         }
         Ok(())
     }
@@ -623,6 +614,9 @@ impl Store {
     /// Writes the log, for a writer that found its shard's buffer full, or a log that takes nothing.
     #[cold]
     pub(super) fn make_room(&self, shard: ShardIndex) -> Result<(), WriteError> {
+        if self.log_state() == LogState::Failed {
+            return Err(WriteError::LogFailed);
+        }
         // Not every refused write is to try: the one who drives the log does.
         if let Some(keeper) = self.keeper.as_ref().filter(|_| self.log_state() == LogState::NoSpace) {
             return Err(WriteError::LogFull { shard, error: keeper.standing.refuse() });

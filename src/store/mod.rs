@@ -5,6 +5,7 @@
 //! and pushes it to the shard's rings; a step of a scan holds it shared. A read of one record takes
 //! no lock: it copies the slot's words and asks the shard's version whether a writer was there
 //! meanwhile; only then it takes the lock, shared. So consecutive reads overlap in the processor.
+//! Who changes several shards as one *holds* them ([`hold`]): their gates, in ascending order, before any lock.
 //! [`open`] makes and opens stores, [`records`] is what clients call, [`visit`] what goes by slots,
 //! [`replicate`] what links call,
 //! [`rewind`] what a follower does that holds what its leader never had, [`regain`] what a leader does that
@@ -17,9 +18,12 @@ mod digest_file;
 pub mod directory;
 pub mod feed;
 pub mod history;
+pub mod hold;
 pub(crate) mod host;
 pub mod log;
+mod log_buffer;
 mod log_state;
+mod mark;
 mod memory;
 pub mod open;
 mod open_log;
@@ -62,9 +66,13 @@ pub use crate::shard::scan::Scan;
 pub use crate::shard::{ApplyError, BLOCK_SLOTS, Counts, Doubt};
 pub use feed::{ChangeFeed, ChangeId, Changes, Fed, FeedError, SlotChange};
 pub use history::HistoryError;
-use log::{Buffer, Keeper};
+pub use hold::{Intent, Moment};
+use log::Keeper;
 pub use log::{Durability, LogStats, SyncError};
+use log_buffer::Buffer;
 pub use log_state::LogState;
+use mark::Deletions;
+pub use mark::Mark;
 pub use open::{OpenError, Options};
 pub use open_log::{Simulated, SimulatedShards};
 pub use position::Position;
@@ -81,6 +89,7 @@ pub(crate) struct Locked {
     // A ring writer is no thread's to share; the mutex only says so, and is never waited for.
     pub(crate) rings: Mutex<Vec<RingWriter>>,
     log: Buffer,
+    deletions: Deletions,
     pub(crate) puts: u64,
     pub(crate) deletes: u64,
     pub(crate) expired: u64,
@@ -95,13 +104,17 @@ pub(crate) struct Locked {
 #[repr(align(128))]
 pub(crate) struct Cell {
     lock: RwLock<Locked>,
-    /// Odd while a writer is at work, and never the same again after it was.
+    /// Odd while a writer is at work or the shard is held, and never the same again after it was.
     version: AtomicU64,
     index_buckets: AtomicUsize,
     index: IndexWindow,
     slots: Window,
     /// While a slot is damaged, a key that is not found may have been there.
     has_damaged: Arc<AtomicBool>,
+    /// Locked by who holds the shard; others wait here.
+    gate: Mutex<()>,
+    /// Who that is, see [`hold`]; 0 = nobody.
+    holder: AtomicUsize,
 }
 
 impl Cell {
@@ -112,6 +125,7 @@ impl Cell {
             shard,
             rings: Mutex::new(Vec::new()),
             log: Buffer::off(),
+            deletions: Deletions::new(),
             puts: 0,
             deletes: 0,
             expired: 0,
@@ -127,6 +141,8 @@ impl Cell {
             index,
             slots,
             has_damaged,
+            gate: Mutex::new(()),
+            holder: AtomicUsize::new(0),
         }
     }
 }
@@ -135,17 +151,43 @@ impl Cell {
 pub(crate) struct Exclusive<'a> {
     locked: RwLockWriteGuard<'a, Locked>,
     cell: &'a Cell,
+    /// The version when this is dropped.
+    after: u64,
 }
 
 impl<'a> Exclusive<'a> {
     #[inline]
     fn new(cell: &'a Cell) -> Self {
+        debug_assert!(cell.is_mine() || !hold::holds_any(), "who holds shards touches no others");
         let locked = cell.lock.write();
-        // Only the lock's holder writes the version.
-        cell.version.store(cell.version.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        // Only who has the lock writes the version.
+        let version = cell.version.load(Ordering::Relaxed);
+        if !version.is_multiple_of(2) {
+            return Self::of_held(cell, locked, version);
+        }
+        Self::begin(cell, locked, version)
+    }
+
+    #[inline]
+    fn begin(cell: &'a Cell, locked: RwLockWriteGuard<'a, Locked>, version: u64) -> Self {
+        cell.version.store(version + 1, Ordering::Relaxed);
         // The odd version is seen before anything that is changed under it.
         fence(Ordering::Release);
-        Self { locked, cell }
+        Self { locked, cell, after: version + 2 }
+    }
+
+    /// Of a shard that is held: its holder goes on, others wait.
+    #[cold]
+    fn of_held(cell: &'a Cell, locked: RwLockWriteGuard<'a, Locked>, version: u64) -> Self {
+        if cell.is_mine() {
+            return Self { locked, cell, after: version };
+        }
+        drop(locked);
+        let gate = cell.gate.lock();
+        let locked = cell.lock.write();
+        drop(gate);
+        // Nobody holds the shard without its gate.
+        Self::begin(cell, locked, cell.version.load(Ordering::Relaxed))
     }
 }
 
@@ -153,7 +195,7 @@ impl Drop for Exclusive<'_> {
     #[inline]
     fn drop(&mut self) {
         self.cell.index_buckets.store(self.locked.shard.index_buckets(), Ordering::Relaxed);
-        self.cell.version.store(self.cell.version.load(Ordering::Relaxed) + 1, Ordering::Release);
+        self.cell.version.store(self.after, Ordering::Release);
     }
 }
 
@@ -319,7 +361,15 @@ impl Store {
 
     #[inline]
     fn shared(&self, shard: ShardIndex) -> RwLockReadGuard<'_, Locked> {
-        self.cell(shard).lock.read()
+        let cell = self.cell(shard);
+        debug_assert!(cell.is_mine() || !hold::holds_any(), "who holds shards touches no others");
+        let locked = cell.lock.read();
+        // Odd under the lock: somebody holds the shard.
+        if cell.version.load(Ordering::Relaxed).is_multiple_of(2) {
+            locked
+        } else {
+            cell.shared_of_held(locked)
+        }
     }
 
     #[inline]

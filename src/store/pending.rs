@@ -127,6 +127,21 @@ impl Locked {
         Ok(self.shard.made())
     }
 
+    /// Records once all that waits has landed.
+    pub(super) fn len_made(&self, store: &Store, shard: ShardIndex) -> u64 {
+        let mut len = self.shard.counts().occupied;
+        for (key, status) in self.shard.all_pending() {
+            let place = store.geometry.place(key);
+            debug_assert_eq!(place.shard, shard);
+            match (status, self.shard.find(place.hash, key)) {
+                (Status::Occupied, None) => len += 1,
+                (Status::Deleted, Some(_)) => len -= 1,
+                _ => {}
+            }
+        }
+        len
+    }
+
     /// Makes a change that removes one.
     #[cold]
     pub(super) fn pend_delete(&mut self, slot: SlotIndex, key: &[u8]) {
@@ -200,9 +215,10 @@ impl Store {
     /// For a call that returns when what it made is durable.
     #[cold]
     pub(super) fn settle_call(&self) -> Result<(), WriteError> {
-        self.settle().map_err(|error| match error.is_full() {
-            true => WriteError::NotDurable { error: error.to_string() },
-            false => WriteError::LogFailed,
+        self.settle().map_err(|error| match error {
+            SyncError::Held => WriteError::Held,
+            error if error.is_full() => WriteError::NotDurable { error: error.to_string() },
+            _ => WriteError::LogFailed,
         })
     }
 
@@ -216,6 +232,21 @@ impl Store {
         expire_at: u64,
     ) -> Result<Seq, WriteError> {
         self.writable(place.shard)?.pend_put(place, Target::Unknown, key, value, expire_at)
+    }
+
+    /// Makes changes that delete all keys whose newest change waits; says how many.
+    #[cold]
+    pub(super) fn delete_waiting(&self, shard: ShardIndex) -> Result<u64, WriteError> {
+        let mut locked = self.writable(shard)?;
+        let is_live = |(key, status): (&[u8], Status)| (status == Status::Occupied).then(|| key.to_vec());
+        let keys: Vec<_> = locked.shard.all_pending().filter_map(is_live).collect();
+        for key in &keys {
+            if let Some(slot) = locked.shard.pending(key).map(|waiting| waiting.slot) {
+                locked.pend_delete(slot, key);
+                locked.note_deletion(self.geometry.place(key).hash);
+            }
+        }
+        Ok(keys.len() as u64)
     }
 
     /// A shard's lock for a change that does not wait, with none before it that does.
@@ -247,4 +278,4 @@ impl Store {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

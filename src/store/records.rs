@@ -1,7 +1,7 @@
 //! What clients do with records: read, put, delete, update, visit.
 //!
 //! An expired record is absent for every reader; only [`Store::sweep`] and writes by the leader
-//! remove it, as ordinary changes.
+//! remove it, as ordinary changes. [`super::visit`] removes many.
 
 use std::io;
 use std::sync::atomic::{Ordering, fence};
@@ -80,6 +80,15 @@ pub enum WriteError {
     NotDurable {
         /// What the system said.
         error: String,
+    },
+    /// What has to wait for the log is not done while shards are held.
+    #[error("a change of a damaged slot waits for the log, and is not made inside a transaction")]
+    Held,
+    /// A transaction's changes are more than are kept for the log at one time: this one is not made.
+    #[error("the changes of this transaction are more than the {wanted} bytes that one may have")]
+    TransactionSize {
+        /// Bytes that a transaction may change in a shard.
+        wanted: usize,
     },
     /// The log takes nothing more: a write of it failed.
     #[error("the log has failed, and this store takes no changes until it is started again")]
@@ -243,7 +252,8 @@ impl Store {
 
     #[inline]
     fn check_write(&self, key: &[u8], value: &[u8]) -> Result<(), WriteError> {
-        if self.is_read_only() {
+        // What was begun is not cut in half.
+        if self.is_read_only() && !self.may_write_held() {
             return Err(self.refusal());
         }
         let geometry = &self.geometry;
@@ -278,8 +288,11 @@ impl Store {
     #[inline(never)]
     fn writable_later(&self, shard: ShardIndex) -> Result<Exclusive<'_>, WriteError> {
         loop {
-            if self.is_read_only() {
+            if self.is_read_only() && !self.may_write_held() {
                 return Err(self.refusal());
+            }
+            if self.may_write_held() {
+                return self.writable_held(shard);
             }
             self.make_room(shard)?;
             let locked = self.exclusive(shard);
@@ -317,7 +330,10 @@ impl Store {
             Err(f) => f,
         };
         let locked = self.shared(place.shard);
-        let (_, live) = locked.live(self, place, key)?;
+        // A holder sees what it has made itself, which nobody else does before it is durable.
+        let is_mine = self.log_first && self.cell(place.shard).is_mine();
+        let (_, live) =
+            if is_mine { locked.latest(self, place, key)? } else { locked.live(self, place, key)? };
         Ok(f(live.map(Entry::from)))
     }
 
@@ -539,7 +555,7 @@ impl Store {
     }
 
     pub(super) fn settle_if_called<T>(&self, done: T) -> Result<T, WriteError> {
-        if self.calls_wait {
+        if self.calls_wait && !self.is_held_here() {
             self.settle_call()?;
         }
         Ok(done)
@@ -573,6 +589,9 @@ impl Store {
             // An expired record that a write meets goes away with it.
             (Change::Delete, _, Some(slot)) => {
                 locked.remove(place.hash, slot, key);
+                if is_live {
+                    locked.note_deletion(place.hash);
+                }
                 return Ok(result);
             }
             (Change::Put { expire_at }, _, _) => expire_at,

@@ -14,7 +14,7 @@ use crate::shard::header::Identity;
 use crate::shard::recover::Host;
 use crate::shard::replay::{Healing, Logged};
 use crate::slot::{Records, ShardIndex};
-use crate::wal::{Frame, Kind, Log, LogError};
+use crate::wal::{Frame, Kind, Log, LogError, Position};
 
 use super::ApplyError;
 use super::open::OpenError;
@@ -63,6 +63,8 @@ struct Digest {
     /// First word on each shard.
     first: Vec<Option<Logged>>,
     frames: u64,
+    /// The last frame that is whole without what was to follow it.
+    whole: Option<Position>,
 }
 
 fn senseless(frame: &Frame<'_>) -> ReplayError {
@@ -70,11 +72,14 @@ fn senseless(frame: &Frame<'_>) -> ReplayError {
 }
 
 fn digest(log: &Log, shard_count: usize) -> Result<Digest, ReplayError> {
-    let mut digest = Digest { first: vec![None; shard_count], frames: 0 };
+    let mut digest = Digest { first: vec![None; shard_count], frames: 0, whole: None };
     let mut pulse = Pulse::default();
     log.replay(|frames| {
         digest.frames += frames.len() as u64;
         for frame in frames {
+            if !frame.continues {
+                digest.whole = Some(frame.position);
+            }
             let first = digest.first.get_mut(usize::from(frame.shard.0)).ok_or_else(|| senseless(frame))?;
             if frame.kind == Kind::State && first.is_none() {
                 *first = Some(Logged::decode(frame.payload).ok_or_else(|| senseless(frame))?);
@@ -163,6 +168,7 @@ fn heal(ground: &mut dyn Ground, identity: Identity, log: &Log, digest: Digest) 
     let start = Instant::now();
     let threads = ground.threads();
     let mut healings = Vec::new();
+    let whole = digest.whole;
     for (shard, first) in (0..identity.geometry.shard_count).map(ShardIndex).zip(digest.first) {
         let Some(first) = first else {
             healings.push(None);
@@ -178,6 +184,8 @@ fn heal(ground: &mut dyn Ground, identity: Identity, log: &Log, digest: Digest) 
     });
     let (mut records, mut bytes, mut pulse) = (0_u64, 0, Pulse::default());
     log.replay(|frames| {
+        // The first half of a change that was never durable as a whole is none.
+        let frames = &frames[..frames.partition_point(|frame| Some(frame.position) <= whole)];
         bytes += frames.iter().map(|frame| frame.payload.len()).sum::<usize>();
         records += replay_segment(&mut healings, threads, &identity, frames)?;
         if let Some(frame) = frames.last().filter(|_| pulse.is_due()) {

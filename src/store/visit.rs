@@ -8,7 +8,14 @@ impl Store {
     /// Records, expired ones that are not removed yet included.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.shards().map(|shard| self.shared(shard).shard.counts().occupied).sum()
+        let of_shard = |shard| {
+            let locked = self.shared(shard);
+            let landed = locked.shard.counts().occupied;
+            // A holder sees what it has made itself.
+            let is_mine = self.log_first && self.cell(shard).is_mine();
+            if is_mine { locked.len_made(self, shard) } else { landed }
+        };
+        self.shards().map(of_shard).sum()
     }
 
     /// Whether there is no record.
@@ -42,13 +49,21 @@ impl Store {
 
     /// Deletes every record, as ordinary changes, and what damaged slots may hold; says how many records.
     pub fn clear(&self) -> Result<u64, WriteError> {
-        if self.is_read_only() {
+        let is_held = self.may_write_held();
+        if self.is_read_only() && !is_held {
             return Err(self.refusal());
         }
+        let mut deleted = 0;
         // Keys that wait are none of the records yet.
-        self.settle_call()?;
+        if is_held {
+            for shard in self.shards() {
+                deleted += self.delete_waiting(shard)?;
+            }
+        } else {
+            self.settle_call()?;
+        }
         let delete_all = |shard| self.delete_where(shard, SlotIndex(0), u32::MAX, |_| true).0;
-        let deleted = self.shards().map(delete_all).sum();
+        deleted += self.shards().map(delete_all).sum::<u64>();
         for shard in self.shards() {
             self.bury_all_damaged(shard)?;
         }
@@ -91,9 +106,14 @@ impl Store {
                 if view.status() == Status::Occupied && is_due(&view) {
                     key.clear();
                     key.extend_from_slice(view.key());
+                    let is_live = !self.is_expired(view.expire_at());
                     // What waits for its key is newer than what is looked at here.
                     if locked.shard.pending(&key).is_none() {
-                        locked.remove(self.geometry.place(&key).hash, slot, &key);
+                        let hash = self.geometry.place(&key).hash;
+                        locked.remove(hash, slot, &key);
+                        if is_live {
+                            locked.note_deletion(hash);
+                        }
                         deleted += 1;
                     }
                 }

@@ -25,7 +25,7 @@
 //! |     24 |    8 | epoch        | of the shard                                         |
 //! |     32 |    2 | shard        |                                                      |
 //! |     34 |    2 | kind         | see [`Kind`]                                         |
-//! |     36 |    4 | zero         |                                                      |
+//! |     36 |    4 | flags        | 1: it counts only if what follows is there, too       |
 //! |     40 |    n | payload      | padded with zeros to 8                               |
 //!
 //! The payload of a `Records` frame is a run of the shard's records as rings have them ([`crate::slot::image`]):
@@ -141,6 +141,8 @@ pub struct Frame<'a> {
     pub shard: ShardIndex,
     /// What its payload is.
     pub kind: Kind,
+    /// It is one change with the frames behind it, up to the first that does not go on.
+    pub continues: bool,
     /// What it holds.
     pub payload: &'a [u8],
 }
@@ -166,6 +168,7 @@ impl<'a> Frame<'a> {
         header[24..32].copy_from_slice(&self.epoch.to_le_bytes());
         header[32..34].copy_from_slice(&self.shard.0.to_le_bytes());
         header[34..36].copy_from_slice(&(self.kind as u16).to_le_bytes());
+        header[36..40].copy_from_slice(&u32::from(self.continues).to_le_bytes());
         let crc = crc32c_further(crc32c(payload_size, &header[8..]), words);
         let crc = crc32c_further(crc, last.as_ref().map_or(&[], |last| &last[..]));
         header[..4].copy_from_slice(&crc.to_le_bytes());
@@ -190,6 +193,7 @@ impl<'a> Frame<'a> {
             epoch: read_u64(frame, 24),
             shard: ShardIndex(read_u16(frame, 32)),
             kind: Kind::from_bits(read_u16(frame, 34))?,
+            continues: read_u32(frame, 36) & 1 != 0,
             payload: &frame[FRAME_HEADER_SIZE..FRAME_HEADER_SIZE + payload_size as usize],
         })
     }

@@ -284,6 +284,18 @@ impl Log {
         kind: Kind,
         payload: &[u8],
     ) -> Result<(), LogError> {
+        self.append_part(shard, epoch, kind, payload, false)
+    }
+
+    /// As [`Log::append`]; a frame that `continues` counts only with what is appended next.
+    pub fn append_part(
+        &mut self,
+        shard: ShardIndex,
+        epoch: u64,
+        kind: Kind,
+        payload: &[u8],
+        continues: bool,
+    ) -> Result<(), LogError> {
         assert!(payload.len() <= self.payload_size_max(), "a payload fits into a segment");
         if self.has_failed {
             return Err(LogError::Failed);
@@ -292,7 +304,8 @@ impl Log {
         if size + FRAME_HEADER_SIZE > self.room() {
             self.roll()?;
         }
-        self.push(&Frame { position: self.end, durable: self.durable, epoch, shard, kind, payload })
+        let (position, durable) = (self.end, self.durable);
+        self.push(&Frame { position, durable, epoch, shard, kind, continues, payload })
     }
 
     fn push(&mut self, frame: &Frame<'_>) -> Result<(), LogError> {
@@ -343,6 +356,7 @@ impl Log {
             epoch: 0,
             shard: ShardIndex(0),
             kind: Kind::End,
+            continues: false,
             payload: &[],
         })?;
         self.write()?;

@@ -46,7 +46,7 @@ pub(in crate::resp) fn readonly(_: &mut Call<'_>) -> Outcome {
 
 /// `RESET`
 pub(in crate::resp) fn reset(call: &mut Call<'_>) -> Outcome {
-    call.session.queue = None;
+    (call.session.queue, call.session.watched) = (None, None);
     call.session.set_resp3(false);
     call.reply.set_resp3(false);
     call.session.info.names.lock().name.clear();

@@ -23,6 +23,7 @@ pub(super) mod scan;
 pub(super) mod server;
 mod settings;
 pub(super) mod strings;
+mod together;
 pub(super) mod transaction;
 pub(super) mod wait;
 pub(super) mod walk;
@@ -210,6 +211,7 @@ fn try_dispatch(
     };
     let row = match row {
         Ok(row) => row,
+        Err(CommandError::Arity(name)) if name == "exec" => return transaction::refuse_exec(session),
         Err(error) => {
             if let Some(queue) = &mut session.queue {
                 queue.broken = true;
@@ -220,8 +222,7 @@ fn try_dispatch(
     if session.queue.is_some() && !TABLE[usize::from(row)].is(flag::UNQUEUED) {
         return transaction::enqueue(session, reply, args, row);
     }
-    let run = TABLE[usize::from(row)].run;
-    run(&mut Call { args, reply, session, worker, row, resume, in_exec: false, may_pause })
+    together::run(&mut Call { args, reply, session, worker, row, resume, in_exec: false, may_pause })
 }
 
 /// Whether writes wait while the leader hands over.
@@ -235,7 +236,7 @@ pub(super) fn is_held(worker: &Worker) -> bool {
 pub(super) fn reads_pending(worker: &Worker, args: Args<'_>, row: Option<u8>) -> bool {
     let Some(command) = row.map(|row| &TABLE[usize::from(row)]) else { return false };
     let store = &worker.context.store;
-    command.is(flag::READONLY)
+    (command.is(flag::READONLY) || command.name == "watch")
         && match command.first_key {
             0 => store.has_pending(),
             _ => command.key_positions(args.len()).any(|key| store.is_pending(args.at(key))),

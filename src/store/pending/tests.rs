@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::chance::SystemChance;
 use crate::store::tests::{assert_equal, contents, drain, geometry, memory};
-use crate::store::{Change, Durability, Options, Simulated, SimulatedShards};
+use crate::store::{Change, Durability, OpenError, Options, Simulated, SimulatedShards};
 use crate::wal::SEGMENT_SIZE_MIN;
 use crate::wal::disk::Disk;
 use crate::wal::simulated::{Fault, SimulatedDisk};
@@ -20,7 +20,7 @@ const SHARD: ShardIndex = ShardIndex(0);
 
 /// Shards that lie nowhere but in the store's memory.
 #[derive(Default)]
-struct Shards(Mutex<BTreeMap<ShardIndex, Vec<u8>>>);
+pub(in crate::store) struct Shards(Mutex<BTreeMap<ShardIndex, Vec<u8>>>);
 
 impl SimulatedShards for Shards {
     fn load(&self, shard: ShardIndex) -> Option<Vec<u8>> {
@@ -37,20 +37,30 @@ impl SimulatedShards for Shards {
 }
 
 fn open(shard_count: u16, disk: Arc<dyn Disk>, calls_wait: bool) -> Store {
-    let shards = Arc::new(Shards::default());
+    open_at(shard_count, disk, Arc::new(Shards::default()), 1, calls_wait).unwrap()
+}
+
+pub(in crate::store) fn open_at(
+    shard_count: u16,
+    disk: Arc<dyn Disk>,
+    shards: Arc<Shards>,
+    boot: u8,
+    calls_wait: bool,
+) -> Result<Store, OpenError> {
     let options = Options {
         durability: Durability::Always,
         calls_wait,
         log_segment_size: SEGMENT_SIZE_MIN,
         log_size_max: 4 * u64::from(SEGMENT_SIZE_MIN),
-        simulated: Some(Simulated { disk, shards, boot: 1 }),
+        store_id: Some(uuid::Uuid::from_u128(1)),
+        simulated: Some(Simulated { disk, shards, boot }),
         ..Options::memory(geometry(shard_count), 100)
     };
-    Store::open("memory".as_ref(), options).unwrap()
+    Store::open("memory".as_ref(), options)
 }
 
 /// A store whose calls do not wait.
-fn deferred(shard_count: u16) -> Store {
+pub(in crate::store) fn deferred(shard_count: u16) -> Store {
     open(shard_count, Arc::new(SimulatedDisk::new(Arc::new(SystemChance))), false)
 }
 
