@@ -205,7 +205,7 @@ impl Ahead {
                 continue;
             }
             let Some(key) = args.get(row.first_key.into()) else { continue };
-            let place = store.place(key);
+            let place = store.geometry().place(key);
             command.place = Some(place);
             if !is_alone {
                 store.prefetch_bucket(place);

@@ -435,12 +435,6 @@ impl Store {
         self.prefetch_places(keys);
     }
 
-    /// Where a key belongs.
-    #[inline]
-    pub(crate) fn place(&self, key: &[u8]) -> Place {
-        self.geometry.place(key)
-    }
-
     /// Starts loading the bucket of the index that a key is looked for in; for a caller that has several at hand.
     #[inline]
     pub(crate) fn prefetch_bucket(&self, place: Place) {
